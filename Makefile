@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint types-view
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/flywheel demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# mypy does not follow the editable install's import hook: this gives it the packages as folders.
+types-view:
+	@mkdir -p build/types/mlflow_flywheel
+	@for room in plugin pipelines monitors; do ln -sfn $(CURDIR)/$$room build/types/mlflow_flywheel/$$room; done
+
+lint: setup types-view
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,1 @@
+"""What the inference table says about a model, and what to do about it."""

@@ -1,0 +1,118 @@
+"""What a worker is told: small JSON files that the control plane writes and the data plane reads.
+
+A worker can be started by hand with such a file alone, so these models are also the data plane's public interface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BadInput, NotFound
+
+Durability = Literal["process", "power"]
+C = TypeVar("C", bound="Frozen")
+
+
+class Frozen(BaseModel):
+    """Base of the configuration models: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically: a reader sees the old or the new file, never half of one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_text(self.model_dump_json(indent=2))
+        temporary.replace(path)
+
+
+class ModelRef(Frozen):
+    """One model version whose files are already on this machine."""
+
+    name: str = Field(description="registered model name: the inference table's name")
+    version: str = Field(description='registered version, such as "3"; empty for a model outside the registry')
+    model_id: str | None = None
+    path: str = Field(description="local folder that holds the MLmodel file")
+
+
+class WorkerConfig(Frozen):
+    """What web and stream workers have in common."""
+
+    deployment: str
+    model: ModelRef
+    variant: str = "champion"
+    spool: str = Field(description="root folder of the spool")
+    durability: Durability = "process"
+    log: bool = True
+    id_column: str | None = Field(None, description="input column taken as client_request_id")
+    timestamp_column: str | None = Field(None, description="input column taken as event_time")
+    status_file: str = Field(description="where the master process reports its generations")
+
+
+class WebConfig(WorkerConfig):
+    """One web deployment."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    threads: int = Field(8, ge=1, le=256, description="threads that answer requests, per worker")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024)
+    max_rows: int = Field(10_000, ge=1)
+    max_queue: int = Field(256, ge=1, description="requests waiting beyond this many get 429")
+
+
+class StreamConfig(WorkerConfig):
+    """One stream deployment."""
+
+    broker: str
+    input_topic: str
+    output_topic: str
+    feedback_topic: str | None = None
+    dead_letter_topic: str
+    subscription: str
+    start_position: Literal["earliest", "latest"] = "earliest"
+    batch_max: int = Field(1000, ge=1, le=100_000)
+    batch_wait_ms: int = Field(5, ge=1, le=10_000)
+    max_message_bytes: int = Field(1024 * 1024, ge=64)
+    workers: int = Field(1, ge=1, le=64)
+
+
+class BatchConfig(Frozen):
+    """One batch job: it may be killed and started again with the same file until it is done."""
+
+    deployment: str
+    model: ModelRef
+    variant: str = "champion"
+    tables: str = Field(description="root of the inference tables: a folder or a URL that delta-rs writes")
+    state_dir: str = Field(description="local folder for progress and for the list of inputs already scored")
+    job_id: str = Field(description="names the run; ids of predictions and Delta transactions derive from it")
+    input: str
+    output: str
+    id_column: str | None = None
+    timestamp_column: str | None = None
+    passthrough: tuple[str, ...] = Field(("*",), description="input columns kept in the output; * means all")
+    log: bool = True
+    chunk_rows: int = Field(65_536, ge=1)
+
+
+def load_config(kind: type[C], path: Path) -> C:
+    """Read and validate a configuration file.
+
+    Raises NotFound when it is missing and BadInput, with the path and every complaint, when it does not fit.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"configuration file {str(path)!r} does not exist; give its path with --config") from None
+    except ValidationError as error:
+        complaints = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadInput(f"configuration file {str(path)!r} is not valid: {complaints}") from None
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a configuration file: the identity of a generation of workers."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

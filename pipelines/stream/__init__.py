@@ -1,0 +1,1 @@
+"""Stream mode: the scoring core between two Pulsar topics."""

@@ -1,0 +1,1 @@
+"""Web mode: the scoring core behind HTTP."""

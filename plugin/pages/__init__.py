@@ -1,0 +1,1 @@
+"""Our pages in the MLflow server."""
