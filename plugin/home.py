@@ -1,0 +1,220 @@
+"""The home folder: where one flywheel keeps its records, tables, spool, logs and process files.
+
+A home is bound to one MLflow tracking URI, one record database and one root of inference tables, remembered in
+`home.json` when it is first used: a shell that names other ones later gets an error, never a silent mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
+
+# supervisord binds "<socket>.<pid>" first and links it afterwards; the kernel's limit is 103 (macOS) or 107 bytes.
+_SOCKET_PATH_LIMIT = 92
+_REMEMBERED = {"database_url": "FLYWHEEL_DATABASE_URL", "tables": "FLYWHEEL_TABLES"}
+
+
+class Home:
+    """Paths and bindings of one home; constructing it touches nothing on disk.
+
+    Raises BadInput when the environment names another database or tables root than the home remembers.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self._check_environment()
+
+    @classmethod
+    def default(cls) -> Home:
+        """Return the home of `$FLYWHEEL_HOME`, or `~/.flywheel`."""
+        return cls(os.environ.get("FLYWHEEL_HOME") or "~/.flywheel")
+
+    @classmethod
+    def from_target(cls, target_uri: str) -> Home:
+        """Return the home of an MLflow deployments target: `flywheel` or `flywheel:/some/folder`.
+
+        Raises BadInput for a target with a host, such as `flywheel://host/x`.
+        """
+        scheme, _, rest = target_uri.partition(":")
+        if scheme != "flywheel" or rest.startswith("//"):
+            raise BadInput(
+                f"deployment target {target_uri!r} is not one of ours; use 'flywheel' (the home is "
+                "$FLYWHEEL_HOME or ~/.flywheel) or 'flywheel:/some/folder'"
+            )
+        return cls(rest) if rest else cls.default()
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def supervisor(self) -> Path:
+        return self.path / "supervisor"
+
+    @property
+    def broker(self) -> Path:
+        return self.path / "broker"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def deployments(self) -> Path:
+        return self.path / "deployments"
+
+    @property
+    def batch(self) -> Path:
+        return self.path / "batch"
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the records."""
+        return self._setting("database_url") or f"sqlite:///{self.path / 'flywheel.db'}"
+
+    @property
+    def tables(self) -> str:
+        """Root of the inference tables: a folder or a URL that delta-rs writes."""
+        return self._setting("tables") or str(self.path / "tables")
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """The MLflow tracking URI that this home is bound to; None before the first `bind`."""
+        return self._memory().get("tracking_uri")
+
+    def log_file(self, process: str) -> Path:
+        """Return where the supervised process writes its output."""
+        return self.logs / f"{process}.log"
+
+    def config_file(self, deployment: str) -> Path:
+        """Return the JSON file that tells a deployment's master what to serve."""
+        return self.deployments / f"{deployment}.json"
+
+    def status_file(self, deployment: str) -> Path:
+        """Return the file in which a deployment's master reports its generations."""
+        return self.deployments / f"{deployment}.status.json"
+
+    def socket(self) -> Path:
+        """Return the supervisor's unix socket: in the home, or in a private temporary folder for long paths.
+
+        Raises Unavailable when somebody else owns that temporary folder.
+        """
+        path = self.supervisor / "supervisor.sock"
+        if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
+            return path
+        key = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{key}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise Unavailable(
+                f"folder {str(folder)!r} for the supervisor's socket is not a private folder of yours; "
+                "remove it or use a home with a shorter path"
+            )
+        return folder / "s"
+
+    def create(self) -> Home:
+        """Make the folder, for its owner alone, and remember what it is bound to; idempotent."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.logs, self.supervisor, self.deployments):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            if not self._memory_file.exists():
+                self._remember(**{name: self._setting(name) for name in _REMEMBERED})
+        except OSError as error:
+            raise BadInput(
+                f"home folder {str(self.path)!r} cannot be made: {error.strerror or error}; "
+                "set FLYWHEEL_HOME to a folder that you can write"
+            ) from error
+        return self
+
+    def bind(self, tracking_uri: str, *, rebind: bool = False) -> str:
+        """Remember the MLflow tracking URI, made absolute, and return it.
+
+        Raises BadInput when the home is bound to another one, unless `rebind`.
+        """
+        wanted = absolute_tracking_uri(tracking_uri)
+        self.create()
+        bound = self.tracking_uri
+        if bound is not None and bound != wanted and not rebind:
+            raise BadInput(
+                f"home {str(self.path)!r} is bound to the MLflow server {without_password(bound)!r}, but the "
+                f"tracking URI is {without_password(wanted)!r}; set MLFLOW_TRACKING_URI to the first, move the "
+                f"home with 'flywheel up --tracking-uri {without_password(wanted)}', or use another home "
+                "(FLYWHEEL_HOME, or -t flywheel:/other/folder)"
+            )
+        if bound != wanted:
+            self._remember(tracking_uri=wanted)
+        return wanted
+
+    @property
+    def _memory_file(self) -> Path:
+        return self.path / "home.json"
+
+    def _memory(self) -> dict[str, str | None]:
+        try:
+            memory = json.loads(self._memory_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise BadInput(
+                f"{str(self._memory_file)!r} is not valid JSON ({error}); restore it, or remove it and run "
+                "'flywheel up --tracking-uri ...'"
+            ) from None
+        return dict(memory)
+
+    def _remember(self, **values: str | None) -> None:
+        text = json.dumps({**self._memory(), **values}, indent=2)
+        temporary = self._memory_file.with_name(f"home.json.{os.getpid()}")
+        temporary.touch(mode=0o600)
+        temporary.write_text(text)
+        temporary.replace(self._memory_file)
+
+    def _setting(self, name: str) -> str | None:
+        memory = self._memory()
+        return memory[name] if name in memory else os.environ.get(_REMEMBERED[name]) or None
+
+    def _check_environment(self) -> None:
+        memory = self._memory()
+        for name, variable in _REMEMBERED.items():
+            value = os.environ.get(variable)
+            if value and name in memory and memory[name] != value:
+                kept = without_password(memory[name] or "its own folder")
+                raise BadInput(
+                    f"home {str(self.path)!r} keeps its {name.replace('_url', '')} in {kept!r}, but {variable} is "
+                    f"{without_password(value)!r}; unset {variable} or use another home (FLYWHEEL_HOME)"
+                )
+
+
+def absolute_tracking_uri(uri: str) -> str:
+    """Return the URI as every process may use it: local paths absolute, no slash at the end of a server's."""
+    if uri.startswith("sqlite:///"):
+        location, _, query = uri.removeprefix("sqlite:///").partition("?")
+        absolute = f"sqlite:///{Path(location).expanduser().absolute()}" if location else uri
+        return f"{absolute}?{query}" if query else absolute
+    if uri.startswith("file:"):
+        return Path(uri.removeprefix("file:").removeprefix("//")).absolute().as_uri()
+    if re.match(r"[a-z][a-z0-9+.-]*:", uri, re.IGNORECASE) or uri == "databricks":
+        return uri.rstrip("/")
+    return str(Path(uri).expanduser().absolute())
+
+
+def without_password(uri: str) -> str:
+    """Return the URI fit for a message: a password in it is replaced by ***."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))

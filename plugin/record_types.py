@@ -1,0 +1,85 @@
+"""What the records hold, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+DeploymentStatus = Literal["starting", "ready", "failed", "deleting"]
+TaskKind = Literal["batch_run", "monitor", "retrain", "rollout"]
+TaskStatus = Literal["queued", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class DeploymentRecord:
+    """A deployment's desired state, and how far it has come."""
+
+    name: str
+    model_uri: str
+    model_name: str
+    mode: str
+    config: Mapping[str, str]
+    flavor: str
+    status: DeploymentStatus
+    version: str
+    model_id: str | None
+    url: str | None
+    message: str
+    run_id: str | None
+    created: datetime
+    updated: datetime
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work for the daemon, with its outcome; `worker` claimed it, the `attempts`-th time."""
+
+    id: int
+    kind: TaskKind
+    subject: str
+    payload: Mapping[str, Any]
+    status: TaskStatus
+    requested_by: str
+    key: str | None
+    worker: str | None
+    attempts: int
+    result: Mapping[str, Any] | None
+    error: str | None
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """A monitor's answer about a window, and the MLflow run that holds its evidence."""
+
+    id: int
+    model: str
+    monitor: str
+    window_start: datetime
+    window_end: datetime
+    verdict: str
+    summary: Mapping[str, Any]
+    run_id: str | None
+    created: datetime
+
+
+@dataclass(frozen=True)
+class ActionRecord:
+    """What the loop (or a person) did about a model, and why."""
+
+    id: int
+    model: str
+    kind: str
+    reason: str
+    evidence: Mapping[str, Any]
+    as_of: datetime
+    key: str
+    status: str
+    result: Mapping[str, Any] | None
+    run_id: str | None
+    created: datetime
+    updated: datetime
