@@ -1,0 +1,216 @@
+"""A model version on this machine, ready to predict: the one place that calls MLflow's models.
+
+`Scorer` answers exactly what `mlflow.pyfunc.load_model(...).predict` would, and, where the model has them, the class
+probabilities that monitors and gates need. Scikit-learn models are called directly: pyfunc's own signature check is
+about half of its cost per row, and `FeatureSchema` has already made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .config import ModelRef
+from .errors import BadInput, ModelError
+from .schema import FeatureSchema
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about n rows.
+
+    `values` is double or string, `proba` a list<double> per row in the order of `Scorer.classes` (None when the model
+    has none), `native` what the model itself returned, as Python values for JSON.
+    """
+
+    values: pa.Array
+    proba: pa.Array | None
+    native: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Scorer:
+    """One loaded model version. Safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        schema: FeatureSchema,
+        call: Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]],
+        classes: tuple[str, ...] | None,
+        input_example: pa.RecordBatch | None,
+        kind: str | None,
+        raw: Any,
+    ) -> None:
+        self.ref = ref
+        self.schema = schema
+        self.classes = classes
+        self.input_example = input_example
+        self.raw_model = raw
+        self._call = call
+        self._kind = kind
+
+    @property
+    def kind(self) -> str:
+        """Return the type of a prediction in the inference table: "double" or "string"."""
+        if self._kind is None:
+            raise BadInput(
+                f"{describe(self.ref)} says nowhere what it predicts; log it with an input_example, or with a "
+                "signature that has outputs"
+            )
+        return self._kind
+
+    def predict(self, features: pa.RecordBatch | pa.Table, params: Mapping[str, Any] | None = None) -> Predictions:
+        """Predict rows that fit the schema.
+
+        Raises ModelError, with the model's own words, when the model raises or answers another number of rows.
+        """
+        try:
+            answer, proba = self._call(self.schema.to_frame(features), params)
+        except Exception as error:
+            raise ModelError(f"{describe(self.ref)} raised {type(error).__name__}: {error}") from error
+        values, native = _one_column(answer, self.ref)
+        if len(values) != features.num_rows:
+            raise ModelError(f"{describe(self.ref)} answered {len(values)} rows for {features.num_rows}")
+        if proba is None and values.ndim == 2:
+            proba, values = values, values.argmax(axis=1)
+        return Predictions(_to_arrow(values, self._kind), _proba_to_arrow(proba), native)
+
+
+def load_scorer(ref: ModelRef) -> Scorer:
+    """Load a model version and let it predict its own input example.
+
+    Raises ModelError when it cannot be loaded or fails its example, BadInput when its signature cannot be served.
+    """
+    import mlflow.pyfunc
+
+    try:
+        model = mlflow.pyfunc.load_model(ref.path)
+    except Exception as error:
+        raise ModelError(f"{describe(ref)} cannot be loaded from {ref.path}: {type(error).__name__}: {error}") from error
+    schema = FeatureSchema.from_signature(model.metadata.signature, describe(ref))
+    call, classes, raw = _caller(model)
+    example = _input_example(model, schema, ref)
+    kind = _kind_from_signature(model.metadata.signature)
+    scorer = Scorer(ref, schema, call, classes, example, kind, raw)
+    if example is not None:
+        observed = "string" if pa.types.is_string(scorer.predict(example).values.type) else "double"
+        scorer = Scorer(ref, schema, call, classes, example, kind or observed, raw)
+    return scorer
+
+
+def describe(ref: ModelRef) -> str:
+    """Return a name for messages, such as "model flight-late version 3"."""
+    return f"model {ref.name} version {ref.version}" if ref.version else f"model {ref.name}"
+
+
+def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]], Any, Any]:
+    """Choose how to call a pyfunc model: the scikit-learn estimator inside it, or pyfunc itself."""
+    flavors = model.metadata.flavors
+    raw = model.get_raw_model() if "sklearn" in flavors else None
+    estimator = raw if flavors.get("python_function", {}).get("predict_fn", "predict") == "predict" else None
+    if estimator is None or not hasattr(estimator, "predict"):
+        return (lambda frame, params: (model.predict(frame, params=dict(params) if params else None), None)), None, raw
+
+    import sklearn
+
+    classes = getattr(estimator, "classes_", None)
+    with_proba = hasattr(estimator, "predict_proba") and classes is not None and np.ndim(classes) == 1
+    fused = with_proba and _predict_is_argmax(estimator)
+
+    def call(frame: Any, params: Mapping[str, Any] | None) -> tuple[Any, Any]:
+        if params:
+            return model.predict(frame, params=dict(params)), None
+        with sklearn.config_context(skip_parameter_validation=True):
+            if not with_proba:
+                return estimator.predict(frame), None
+            proba = estimator.predict_proba(frame)
+            return (classes[proba.argmax(axis=1)] if fused else estimator.predict(frame)), proba
+
+    return call, tuple(str(c) for c in classes) if with_proba else None, raw
+
+
+def _predict_is_argmax(estimator: Any) -> bool:
+    """Tell whether `predict` is the most probable class, so that one call gives both.
+
+    True by construction for these families; others (SVC's Platt scaling, tuned thresholds, one-vs-rest wrappers) may
+    disagree with their own probabilities and are asked twice.
+    """
+    steps = getattr(estimator, "steps", None)
+    final = steps[-1][1] if steps else estimator
+    families = ("sklearn.ensemble.", "sklearn.tree.", "sklearn.naive_bayes", "sklearn.linear_model._logistic")
+    return type(final).__module__.startswith(families) and "Voting" not in type(final).__name__
+
+
+def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any]]:
+    """Reduce what a model returned to one value per row, and to what JSON shows of it."""
+    import pandas as pd
+
+    if isinstance(answer, pd.DataFrame):
+        native = answer.to_dict(orient="records")
+        if "prediction" in answer.columns:
+            return answer["prediction"].to_numpy(), native
+        if answer.shape[1] == 1:
+            return answer.iloc[:, 0].to_numpy(), native
+        if all(pd.api.types.is_numeric_dtype(kind) for kind in answer.dtypes):
+            return answer.to_numpy(dtype=np.float64), native
+        raise ModelError(
+            f"{describe(ref)} answers the columns {list(answer.columns)}; name one of them 'prediction' to serve it"
+        )
+    values = answer.to_numpy() if isinstance(answer, pd.Series) else np.asarray(answer)
+    native = values.tolist()
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim not in (1, 2):
+        raise ModelError(f"{describe(ref)} answers an array of shape {values.shape}; one value per row can be served")
+    return values, native
+
+
+def _to_arrow(values: np.ndarray[Any, Any], kind: str | None) -> pa.Array:
+    if values.dtype == object or values.dtype.kind in "UST":
+        try:
+            if kind == "double":
+                return pa.array(values.astype(np.float64))
+        except (TypeError, ValueError):
+            pass
+        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+    if kind == "string":
+        return pa.array([str(value) for value in values.tolist()], pa.string())
+    return pa.array(values.astype(np.float64))
+
+
+def _proba_to_arrow(proba: Any) -> pa.Array | None:
+    if proba is None:
+        return None
+    matrix = np.ascontiguousarray(proba, dtype=np.float64)
+    offsets = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.ravel()))
+
+
+def _kind_from_signature(signature: Any) -> str | None:
+    outputs = getattr(signature, "outputs", None)
+    if outputs is None or len(outputs.inputs) != 1:
+        return None
+    kind = outputs.inputs[0].type
+    if outputs.is_tensor_spec():
+        return "string" if kind.kind in "USO" else "double"
+    return "string" if getattr(kind, "name", "") == "string" else "double"
+
+
+def _input_example(model: Any, schema: FeatureSchema, ref: ModelRef) -> pa.RecordBatch | None:
+    import pandas as pd
+
+    if model.metadata.saved_input_example_info is None:
+        return None
+    example = model.metadata.load_input_example(str(Path(ref.path)))
+    if not isinstance(example, pd.DataFrame):
+        return None
+    table = pa.Table.from_pandas(example, preserve_index=False)
+    return schema.from_table(table).combine_chunks().to_batches()[0]

@@ -1,0 +1,36 @@
+"""Fixtures that every room's tests share: a real MLflow store and the zoo of models in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.models import ZooModel, log_model
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the URI of an empty MLflow store (SQLite) of this test session."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def zoo(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ZooModel]:
+    """Return a function that logs and registers a model of a kind, once per session."""
+    cache: dict[str, ZooModel] = {}
+    folder = tmp_path_factory.mktemp("models")
+
+    def get(kind: str) -> ZooModel:
+        if kind not in cache:
+            cache[kind] = log_model(kind, tracking_uri, folder)
+        return cache[kind]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run each test in a folder of its own: MLflow writes ./mlruns where nobody told it otherwise."""
+    monkeypatch.chdir(tmp_path)
+    yield
