@@ -1,0 +1,301 @@
+"""Champion against challenger on the same frozen hold-out: promote only what is shown to help.
+
+The test is a paired bootstrap of the per-row difference of a proper score. Rows close in time share what happened to
+them (a storm delays every flight of a day), so whole blocks of event time are drawn, never single rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import BadInput, ModelError
+from .model import Predictions, Scorer
+from .training_files import EVENT_TIME, LABEL
+
+Kind = Literal["classifier", "regressor"]
+Floats = npt.NDArray[np.float64]
+
+# A probability this close to 0 or 1 is as sure as one row may make a model: beyond it a single surprise would outweigh
+# thousands of rows in the mean log loss.
+PROBABILITY_FLOOR = 1e-6
+# Fewer blocks than this and the spread between them is not known well enough to exclude anything.
+MIN_BLOCKS = 5
+# Days are the blocks where there are enough of them; a shorter hold-out is cut into this many spans of equal row count.
+FULL_BLOCKS = 10
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The decision and what it rests on; `difference` is the challenger's mean gain (positive: it loses less)."""
+
+    promote: bool
+    reason: str
+    metric: str
+    champion: dict[str, float]
+    challenger: dict[str, float]
+    difference: float
+    low: float
+    high: float
+    rows: int
+    blocks: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON, tags and records; what is not finite becomes None."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one model does on labelled rows: a loss per row, the name of that loss, and summary metrics."""
+
+    metric: str
+    losses: Floats
+    metrics: dict[str, float]
+
+
+def compare(
+    champion: Scorer,
+    challenger: Scorer,
+    holdout: pa.Table,
+    kind: Kind,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+    margin: float = 0.0,
+) -> GateResult:
+    """Decide whether the challenger may replace the champion.
+
+    It may when the interval of its mean gain lies above zero and the mean gain is at least `margin` (in units of the
+    score: log loss for classifiers with probabilities, 0/1 loss without, absolute error for regressors). `holdout` has
+    the features by name, `label` and the event time. A challenger that cannot score the hold-out is refused, with the
+    error as the reason; a champion that cannot raises.
+    """
+    labels = holdout[LABEL].combine_chunks()
+    before = score(champion.predict(holdout), champion.classes, labels, kind)
+    try:
+        after = score(challenger.predict(holdout), challenger.classes, labels, kind)
+    except (BadInput, ModelError) as error:
+        return _refused(
+            f"not promoted: the challenger cannot score the hold-out: {error.message}", before, holdout
+        )
+    if after.metric != before.metric:
+        # Only one of the two has probabilities: both can be judged by the classes they name.
+        before = score(_without_proba(champion.predict(holdout)), None, labels, kind)
+        after = score(_without_proba(challenger.predict(holdout)), None, labels, kind)
+    blocks = time_blocks(holdout[EVENT_TIME])
+    return decide(
+        before, after, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence, margin=margin
+    )
+
+
+def kind_of(scorer: Scorer) -> Kind:
+    """Tell a classifier from a regressor by what it predicts, and by the estimator inside it where there is one."""
+    by_answer = scorer.classes is not None or scorer.kind == "string"
+    return "classifier" if by_answer or hasattr(scorer.raw_model, "classes_") else "regressor"
+
+
+def decide(
+    before: Scores,
+    after: Scores,
+    blocks: npt.NDArray[np.int64],
+    *,
+    seed: int = 0,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+    margin: float = 0.0,
+) -> GateResult:
+    """Decide from the losses of both models on the same rows and the block of each row."""
+    gains = before.losses - after.losses
+    n_blocks = int(blocks.max()) + 1 if len(blocks) else 0
+    mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence)
+    interval = f"{100 * confidence:g}% interval {low:+.4f} to {high:+.4f}"
+    facts = f"{before.metric} {_mean(before.losses):.4f} -> {_mean(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    if n_blocks < MIN_BLOCKS:
+        promote, why = (
+            False,
+            f"the hold-out has {n_blocks} blocks of time, too few to exclude harm (least {MIN_BLOCKS})",
+        )
+    elif not high > 0:
+        promote, why = False, "the challenger is worse"
+    elif not low > 0:
+        promote, why = False, "the interval does not exclude harm"
+    elif mean < margin:
+        promote, why = False, f"the gain is below the margin of {margin:g}"
+    else:
+        promote, why = True, "the interval excludes harm"
+    reason = f"{'promoted' if promote else 'not promoted'}: {why}: {facts} on {len(gains)} rows in {n_blocks} blocks"
+    return GateResult(
+        promote, reason, before.metric, before.metrics, after.metrics, mean, low, high, len(gains), n_blocks
+    )
+
+
+def score(predictions: Predictions, classes: tuple[str, ...] | None, labels: pa.Array, kind: Kind) -> Scores:
+    """Return the per-row proper score and the summary metrics of predictions against known labels."""
+    if kind == "regressor":
+        return _regression_scores(_numbers(predictions.values), _numbers(labels))
+    codes = class_codes(labels, classes) if classes is not None else None
+    if predictions.proba is None or classes is None or codes is None:
+        wrong = _texts(predictions.values) != _texts(labels)
+        return Scores(
+            "0/1 loss", wrong.astype(np.float64), {"accuracy": 1.0 - _mean(wrong.astype(np.float64))}
+        )
+    flat = predictions.proba.flatten().to_numpy(zero_copy_only=False)
+    proba = np.asarray(flat, dtype=np.float64).reshape(len(codes), len(classes))
+    return _probability_scores(proba, codes)
+
+
+def class_codes(labels: pa.Array, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return the position of each label among the model's classes; -1 for a label that the model does not know."""
+    known = {_class_text(name): position for position, name in enumerate(classes)}
+    distinct, inverse = np.unique(_texts(labels), return_inverse=True)
+    positions = np.array([known.get(text, -1) for text in distinct], dtype=np.int64)
+    return positions[inverse]
+
+
+def time_blocks(event_times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Return a block number, 0 and up, per row: days in UTC, or finer spans when there are fewer than ten days."""
+    micros = pc.cast(event_times, pa.timestamp("us", tz="UTC")).combine_chunks().cast(pa.int64()).to_numpy()
+    days, by_day = np.unique(micros // 86_400_000_000, return_inverse=True)
+    if len(days) >= FULL_BLOCKS or len(micros) == 0:
+        return by_day.astype(np.int64)
+    rank = np.empty(len(micros), dtype=np.int64)
+    rank[np.argsort(micros, kind="stable")] = np.arange(len(micros))
+    return rank * min(FULL_BLOCKS, len(micros)) // len(micros)
+
+
+def block_interval(
+    values: Floats, blocks: npt.NDArray[np.int64], *, seed: int, n_bootstrap: int, confidence: float
+) -> tuple[float, float, float]:
+    """Return the mean and its bootstrap interval when whole blocks are drawn with replacement.
+
+    The percentiles are widened for the number of blocks (Hesterberg, "What Teachers Should Know About the Bootstrap",
+    2015, section 4.3.2): plain percentile intervals of a dozen blocks are too narrow. Fewer than two blocks say nothing
+    about spread: the interval is infinite.
+    """
+    if len(values) == 0:
+        return 0.0, -math.inf, math.inf
+    n = int(blocks.max()) + 1
+    mean = float(values.mean())
+    if n < 2:
+        return mean, -math.inf, math.inf
+    from scipy.stats import norm, t
+
+    sums = np.bincount(blocks, weights=values, minlength=n)
+    counts = np.bincount(blocks, minlength=n).astype(np.float64)
+    draws = (
+        np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=n_bootstrap).astype(np.float64)
+    )
+    means = (draws @ sums) / np.maximum(draws @ counts, 1.0)
+    tail = float(norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1)))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return mean, float(low), float(high)
+
+
+def auc(positive: npt.NDArray[np.bool_], scores: Floats) -> float:
+    """Return the area under the ROC curve (Mann-Whitney, ties count half); NaN when only one class is present."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return math.nan
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
+
+
+def _probability_scores(proba: Floats, codes: npt.NDArray[np.int64]) -> Scores:
+    known = codes >= 0
+    of_truth = np.where(known, proba[np.arange(len(codes)), np.maximum(codes, 0)], 0.0)
+    losses = -np.log(np.clip(of_truth, PROBABILITY_FLOOR, 1.0))
+    truth = np.zeros_like(proba)
+    truth[np.nonzero(known)[0], codes[known]] = 1.0
+    if proba.shape[1] == 2:
+        area = auc(codes == 1, proba[:, 1])
+        brier = _mean((proba[:, 1] - truth[:, 1]) ** 2)
+    else:
+        areas = [auc(codes == position, proba[:, position]) for position in range(proba.shape[1])]
+        present = [value for value in areas if not math.isnan(value)]
+        area = float(np.mean(present)) if present else math.nan
+        brier = _mean(((proba - truth) ** 2).sum(axis=1))
+    accuracy = _mean((proba.argmax(axis=1) == codes).astype(np.float64))
+    metrics = {"log_loss": _mean(losses), "auc": area, "brier": brier, "accuracy": accuracy}
+    return Scores(
+        "log loss", losses, {name: value for name, value in metrics.items() if not math.isnan(value)}
+    )
+
+
+def _regression_scores(predicted: Floats, truth: Floats) -> Scores:
+    errors = predicted - truth
+    losses = np.abs(errors)
+    metrics = {"mae": _mean(losses), "rmse": math.sqrt(_mean(errors**2)), "bias": _mean(errors)}
+    spread = float(np.sum((truth - truth.mean()) ** 2)) if len(truth) else 0.0
+    if spread > 0:
+        metrics["r2"] = 1.0 - float(np.sum(errors**2)) / spread
+    return Scores("absolute error", losses, metrics)
+
+
+def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
+    n_blocks = len(np.unique(time_blocks(holdout[EVENT_TIME])))
+    return GateResult(
+        False,
+        reason,
+        before.metric,
+        before.metrics,
+        {},
+        math.nan,
+        math.nan,
+        math.nan,
+        holdout.num_rows,
+        n_blocks,
+    )
+
+
+def _without_proba(predictions: Predictions) -> Predictions:
+    return Predictions(predictions.values, None, [])
+
+
+def _numbers(values: pa.Array) -> Floats:
+    try:
+        return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"a label or prediction of a regressor is not a number: {error}") from None
+
+
+def _texts(values: pa.Array) -> npt.NDArray[np.str_]:
+    """Return labels as texts that compare across types: 1, 1.0, true and "1" are the same class."""
+    distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
+    texts = np.array([_class_text(value) for value in distinct.dictionary.to_pylist()], dtype=np.str_)
+    return (
+        texts[distinct.indices.to_numpy(zero_copy_only=False)] if len(texts) else np.array([], dtype=np.str_)
+    )
+
+
+def _class_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    text = str(value)
+    if text in ("True", "False", "true", "false"):
+        return str(int(text.lower() == "true"))
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
