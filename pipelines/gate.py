@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,17 +80,19 @@ def compare(
     error as the reason; a champion that cannot raises.
     """
     labels = holdout[LABEL].combine_chunks()
-    before = score(champion.predict(holdout), champion.classes, labels, kind)
+    said_before = champion.predict(champion.schema.from_table(holdout))
+    before = score(said_before, champion.classes, labels, kind)
     try:
-        after = score(challenger.predict(holdout), challenger.classes, labels, kind)
+        said_after = challenger.predict(challenger.schema.from_table(holdout))
+        after = score(said_after, challenger.classes, labels, kind)
     except (BadInput, ModelError) as error:
         return _refused(
             f"not promoted: the challenger cannot score the hold-out: {error.message}", before, holdout
         )
     if after.metric != before.metric:
         # Only one of the two has probabilities: both can be judged by the classes they name.
-        before = score(_without_proba(champion.predict(holdout)), None, labels, kind)
-        after = score(_without_proba(challenger.predict(holdout)), None, labels, kind)
+        before = score(replace(said_before, proba=None), None, labels, kind)
+        after = score(replace(said_after, proba=None), None, labels, kind)
     blocks = time_blocks(holdout[EVENT_TIME])
     return decide(
         before, after, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence, margin=margin
@@ -256,10 +258,6 @@ def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
         holdout.num_rows,
         n_blocks,
     )
-
-
-def _without_proba(predictions: Predictions) -> Predictions:
-    return Predictions(predictions.values, None, [])
 
 
 def _numbers(values: pa.Array) -> Floats:
