@@ -34,7 +34,9 @@ class ModelRef(Frozen):
     """One model version whose files are already on this machine."""
 
     name: str = Field(description="registered model name: the inference table's name")
-    version: str = Field(description='registered version, such as "3"; empty for a model outside the registry')
+    version: str = Field(
+        description='registered version, such as "3"; empty for a model outside the registry'
+    )
     model_id: str | None = None
     path: str = Field(description="local folder that holds the MLmodel file")
 
@@ -107,7 +109,9 @@ def load_config(kind: type[C], path: Path) -> C:
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise NotFound(f"configuration file {str(path)!r} does not exist; give its path with --config") from None
+        raise NotFound(
+            f"configuration file {str(path)!r} does not exist; give its path with --config"
+        ) from None
     except ValidationError as error:
         complaints = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise BadInput(f"configuration file {str(path)!r} is not valid: {complaints}") from None

@@ -67,7 +67,9 @@ class Scorer:
             )
         return self._kind
 
-    def predict(self, features: pa.RecordBatch | pa.Table, params: Mapping[str, Any] | None = None) -> Predictions:
+    def predict(
+        self, features: pa.RecordBatch | pa.Table, params: Mapping[str, Any] | None = None
+    ) -> Predictions:
         """Predict rows that fit the schema.
 
         Raises ModelError, with the model's own words, when the model raises or answers another number of rows.
@@ -94,7 +96,9 @@ def load_scorer(ref: ModelRef) -> Scorer:
     try:
         model = mlflow.pyfunc.load_model(ref.path)
     except Exception as error:
-        raise ModelError(f"{describe(ref)} cannot be loaded from {ref.path}: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{describe(ref)} cannot be loaded from {ref.path}: {type(error).__name__}: {error}"
+        ) from error
     schema = FeatureSchema.from_signature(model.metadata.signature, describe(ref))
     call, classes, raw = _caller(model)
     example = _input_example(model, schema, ref)
@@ -117,7 +121,11 @@ def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple
     raw = model.get_raw_model() if "sklearn" in flavors else None
     estimator = raw if flavors.get("python_function", {}).get("predict_fn", "predict") == "predict" else None
     if estimator is None or not hasattr(estimator, "predict"):
-        return (lambda frame, params: (model.predict(frame, params=dict(params) if params else None), None)), None, raw
+        return (
+            (lambda frame, params: (model.predict(frame, params=dict(params) if params else None), None)),
+            None,
+            raw,
+        )
 
     import sklearn
 
@@ -169,7 +177,9 @@ def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim not in (1, 2):
-        raise ModelError(f"{describe(ref)} answers an array of shape {values.shape}; one value per row can be served")
+        raise ModelError(
+            f"{describe(ref)} answers an array of shape {values.shape}; one value per row can be served"
+        )
     return values, native
 
 
@@ -180,7 +190,9 @@ def _to_arrow(values: np.ndarray[Any, Any], kind: str | None) -> pa.Array:
                 return pa.array(values.astype(np.float64))
         except (TypeError, ValueError):
             pass
-        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+        return pa.array(
+            [None if value is None or value != value else str(value) for value in values], pa.string()
+        )
     if kind == "string":
         return pa.array([str(value) for value in values.tolist()], pa.string())
     return pa.array(values.astype(np.float64))

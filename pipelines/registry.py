@@ -45,16 +45,24 @@ def resolve_model(uri: str, tracking_uri: str | None = None) -> ResolvedModel:
         raise BadInput(f"model URI {uri!r} has no known form; give {_FORMS}")
     if "@" in body:
         name, _, alias = body.rpartition("@")
-        version = _ask(lambda: client.get_model_version_by_alias(name, alias), uri, f"model {name!r} or its alias {alias!r}")
+        version = _ask(
+            lambda: client.get_model_version_by_alias(name, alias),
+            uri,
+            f"model {name!r} or its alias {alias!r}",
+        )
     else:
         name, _, number = body.partition("/")
         if number == "latest":
             found = _ask(lambda: client.search_model_versions(f"name='{name}'"), uri, f"model {name!r}")
             if not found:
-                raise NotFound(f"{uri!r}: no version of model {name!r} is registered at {client.tracking_uri}")
+                raise NotFound(
+                    f"{uri!r}: no version of model {name!r} is registered at {client.tracking_uri}"
+                )
             version = max(found, key=lambda v: int(v.version))
         elif number.isdigit():
-            version = _ask(lambda: client.get_model_version(name, number), uri, f"model {name!r} or its version {number}")
+            version = _ask(
+                lambda: client.get_model_version(name, number), uri, f"model {name!r} or its version {number}"
+            )
         else:
             raise BadInput(f"model URI {uri!r} names no version; give {_FORMS}")
     return ResolvedModel(uri, version.name, str(version.version), _model_id(version))
@@ -78,7 +86,9 @@ def download_model(model: ResolvedModel, folder: Path, tracking_uri: str | None 
             )
             _move_into_place(_folder_of_mlmodel(Path(found)), target)
         except mlflow.exceptions.MlflowException as error:
-            raise Unavailable(f"the files of {model.versioned_uri!r} cannot be read: {error.message}") from error
+            raise Unavailable(
+                f"the files of {model.versioned_uri!r} cannot be read: {error.message}"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return ModelRef(name=model.name, version=model.version, model_id=model.model_id, path=str(target))
@@ -97,7 +107,9 @@ def _folder_of_mlmodel(found: Path) -> Path:
         return found
     inner = next(found.rglob("MLmodel"), None)
     if inner is None:
-        raise NotFound(f"{found} holds no MLmodel file, so it is no MLflow model; log it with mlflow.<flavor>.log_model")
+        raise NotFound(
+            f"{found} holds no MLmodel file, so it is no MLflow model; log it with mlflow.<flavor>.log_model"
+        )
     return inner.parent
 
 

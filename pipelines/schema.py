@@ -92,13 +92,17 @@ class FeatureSchema:
         for column in signature.inputs:
             kind = getattr(column.type, "name", str(column.type))
             if column.name is None or kind not in _SCORING_TYPES:
-                raise BadInput(f"{model} has the input {column.name!r} of type {kind}, which is no scalar; {remedy}")
+                raise BadInput(
+                    f"{model} has the input {column.name!r} of type {kind}, which is no scalar; {remedy}"
+                )
             features.append(Feature(column.name, kind, column.required))
         folded: dict[str, str] = {}
         for feature in features:
             twin = folded.setdefault(feature.name.lower(), feature.name)
             if twin != feature.name:
-                raise BadInput(f"{model} has features {twin!r} and {feature.name!r}, which differ in case only; rename one")
+                raise BadInput(
+                    f"{model} has features {twin!r} and {feature.name!r}, which differ in case only; rename one"
+                )
         return cls(features)
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
@@ -139,7 +143,9 @@ class FeatureSchema:
                 arrays.append(pa.nulls(table.num_rows, feature.arrow_type))
         return pa.table(arrays, schema=self.arrow)
 
-    def split_valid(self, records: Sequence[Mapping[str, Any]]) -> tuple[pa.RecordBatch, list[int], dict[int, str]]:
+    def split_valid(
+        self, records: Sequence[Mapping[str, Any]]
+    ) -> tuple[pa.RecordBatch, list[int], dict[int, str]]:
         """Separate rows that fit from rows that do not.
 
         Returns the batch of those that fit, their positions in `records`, and the reason for each that does not.
@@ -178,7 +184,9 @@ class FeatureSchema:
 
     def _missing(self, feature: Feature, given: Any) -> BadInput:
         hint = nearest(feature.name, [name for name in given if name not in self.names])
-        return BadInput(f"feature {feature.name!r} ({feature.type}) is missing{hint}; the model needs: {', '.join(self.names)}")
+        return BadInput(
+            f"feature {feature.name!r} ({feature.type}) is missing{hint}; the model needs: {', '.join(self.names)}"
+        )
 
 
 class _Absent:
@@ -200,7 +208,11 @@ def _to_array(feature: Feature, values: Sequence[Any]) -> pa.Array:
         if feature.type == "datetime":
             values = [_to_datetime(value) for value in values]
         # Arrow truncates 3.7 to 3 without a word
-        if feature.type in _CANNOT_BE_MISSING and float in kinds and any(v != int(v) for v in values if v is not None):
+        if (
+            feature.type in _CANNOT_BE_MISSING
+            and float in kinds
+            and any(v != int(v) for v in values if v is not None)
+        ):
             raise _first_complaint(feature, values)
         array = pa.array(values, feature.arrow_type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -269,7 +281,9 @@ def _cast(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
         found == wanted
         or pa.types.is_null(found)
         or (feature.is_numeric and numeric)
-        or (pa.types.is_string(wanted) and (pa.types.is_large_string(found) or pa.types.is_string_view(found)))
+        or (
+            pa.types.is_string(wanted) and (pa.types.is_large_string(found) or pa.types.is_string_view(found))
+        )
         or (pa.types.is_timestamp(wanted) and (pa.types.is_timestamp(found) or pa.types.is_date(found)))
     )
     if not allowed:
@@ -282,7 +296,9 @@ def _cast(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise BadInput(f"column {feature.name!r} must be {feature.type}, found {found}: {error}") from None
     if cast.null_count and feature.required and feature.type in _CANNOT_BE_MISSING:
-        raise BadInput(f"column {feature.name!r} has {cast.null_count} nulls, but {feature.type} has no missing value")
+        raise BadInput(
+            f"column {feature.name!r} has {cast.null_count} nulls, but {feature.type} has no missing value"
+        )
     return cast
 
 

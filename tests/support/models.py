@@ -49,7 +49,9 @@ def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
 KINDS = ("classifier", "regressor", "multiclass", "mixed", "pyfunc")
 
 
-def log_model(kind: str, tracking_uri: str, cache: Path, *, name: str | None = None, seed: int = 0) -> ZooModel:
+def log_model(
+    kind: str, tracking_uri: str, cache: Path, *, name: str | None = None, seed: int = 0
+) -> ZooModel:
     """Train, log and register one model of the zoo; a second call with another seed makes a second version."""
     import mlflow
     from mlflow.models import infer_signature
@@ -61,7 +63,9 @@ def log_model(kind: str, tracking_uri: str, cache: Path, *, name: str | None = N
         info = log(
             model,
             name="model",
-            signature=infer_signature(frame, model.predict(frame) if hasattr(model, "fit") else model.predict(None, frame)),
+            signature=infer_signature(
+                frame, model.predict(frame) if hasattr(model, "fit") else model.predict(None, frame)
+            ),
             input_example=frame.head(3),
             registered_model_name=name or f"zoo-{kind}",
         )

@@ -1,0 +1,310 @@
+"""The inference table: every prediction of a registered model, and the labels that came for it later.
+
+Two Delta tables per model, `predictions` and `feedback`, both append only. Labels are joined when they are read, so a
+late, repeated or corrected label never rewrites a row: per prediction the label with the latest `label_time`, then the
+latest `received_time`, wins, whether it named the prediction or the caller's own request id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .delta import DeltaLog
+from .errors import BadInput
+from .schema import TIMESTAMP, Feature, FeatureSchema
+from .scoring import FEATURE_PREFIX, ScoredBatch
+
+_PREDICTION_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("prediction_id", pa.string()),
+    ("client_request_id", pa.string()),
+    ("request_time", TIMESTAMP),
+    ("event_time", TIMESTAMP),
+    ("event_date", pa.date32()),
+    ("deployment", pa.string()),
+    ("mode", pa.string()),
+    ("model_name", pa.string()),
+    ("model_version", pa.string()),
+    ("model_id", pa.string()),
+    ("variant", pa.string()),
+    ("execution_duration_us", pa.int64()),
+    ("status_code", pa.int32()),
+    ("sampling_fraction", pa.float64()),
+    ("prediction_proba", pa.list_(pa.float64())),
+    ("adjustment", pa.string()),
+]
+_FEEDBACK_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("prediction_id", pa.string()),
+    ("client_request_id", pa.string()),
+    ("label_time", TIMESTAMP),
+    ("received_time", TIMESTAMP),
+    ("received_date", pa.date32()),
+    ("source", pa.string()),
+]
+LABEL_COLUMNS = ("label", "label_time", "received_time", "label_source")
+
+
+@dataclass(frozen=True)
+class TableCounts:
+    """How much is in an inference table."""
+
+    rows: int
+    distinct_ids: int
+    labelled: int
+    by_deployment: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def duplicates(self) -> int:
+        return self.rows - self.distinct_ids
+
+
+def predictions_schema(schema: FeatureSchema, kind: str) -> pa.Schema:
+    """Return the Arrow schema of `predictions` for a model with these features and this kind of prediction."""
+    features = [(FEATURE_PREFIX + feature.name, feature.table_type) for feature in schema.features]
+    return pa.schema([*_PREDICTION_COLUMNS, ("prediction", _value_type(kind)), *features])
+
+
+def feedback_schema(kind: str) -> pa.Schema:
+    """Return the Arrow schema of `feedback`."""
+    return pa.schema([*_FEEDBACK_COLUMNS, ("label", _value_type(kind))])
+
+
+class InferenceTable:
+    """The two tables of one registered model, under a folder or a URL that delta-rs can write."""
+
+    def __init__(self, tables: str, model_name: str) -> None:
+        root = f"{tables.rstrip('/')}/{quote(model_name, safe='@ ')}"
+        self.model_name = model_name
+        self.predictions = DeltaLog(f"{root}/predictions", "event_date", ("event_time", "model_version"))
+        self.feedback = DeltaLog(f"{root}/feedback", "received_date", ("received_time",))
+
+    @classmethod
+    def open(cls, tables: str, model_name: str) -> InferenceTable:
+        """Return the table of a model; nothing is read or made yet."""
+        return cls(str(tables), model_name)
+
+    @property
+    def exists(self) -> bool:
+        return self.predictions.exists and self.feedback.exists
+
+    def ensure(self, schema: FeatureSchema, kind: str) -> None:
+        """Create what is missing: the tables, or columns for features that are new in this version.
+
+        Raises BadInput when a feature or the prediction has another type than in earlier versions.
+        """
+        for log, wanted in (
+            (self.predictions, predictions_schema(schema, kind)),
+            (self.feedback, feedback_schema(kind)),
+        ):
+            have = log.ensure(wanted)
+            for column in wanted:
+                found = have.field(column.name).type
+                if not _same(found, column.type):
+                    raise BadInput(
+                        f"{column.name!r} is {column.type} in this version of {self.model_name!r} but {found} in its "
+                        "inference table; rename the feature, or register the model under another name"
+                    )
+
+    def features(self) -> FeatureSchema:
+        """Return the features that any version logged, as types of the table."""
+        names = {pa.float64(): "double", pa.string(): "string", pa.bool_(): "boolean"}
+        return FeatureSchema(
+            [
+                Feature(
+                    column.name.removeprefix(FEATURE_PREFIX),
+                    names.get(column.type, "datetime"),
+                    required=False,
+                )
+                for column in self.predictions.schema()
+                if column.name.startswith(FEATURE_PREFIX)
+            ]
+        )
+
+    def append_predictions(self, rows: pa.Table, transactions: Mapping[str, int]) -> bool:
+        """Append rows of predictions; return False when these transactions were committed before."""
+        return self.predictions.append(
+            _conform(rows, self.predictions.schema(), "event_time", "event_date"), transactions
+        )
+
+    def append_feedback(self, rows: pa.Table, transactions: Mapping[str, int]) -> bool:
+        """Append rows of feedback; return False when these transactions were committed before."""
+        return self.feedback.append(
+            _conform(rows, self.feedback.schema(), "received_time", "received_date"), transactions
+        )
+
+    def read(
+        self,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        deployment: str | None = None,
+        version: str | None = None,
+        variant: str | None = None,
+        columns: Sequence[str] | None = None,
+        labelled: bool | None = None,
+        known_before: datetime | None = None,
+        order_by: str | None = "event_time, prediction_id",
+    ) -> pa.Table:
+        """Return predictions with their labels, one row per prediction.
+
+        `start` <= event_time < `end`. `labelled` True keeps rows with a label, False those without, None both.
+        `known_before` counts only labels whose `label_time` is before it: what was known at that time.
+        Label columns are `label`, `label_time`, `received_time` and `label_source`, null while no label came.
+        """
+        where, parameters = _filters(
+            start, end, deployment=deployment, model_version=version, variant=variant
+        )
+        wanted = list(columns) if columns is not None else None
+        chosen = "*" if wanted is None else ", ".join(_quoted(name) for name in wanted)
+        labels_needed = labelled is not None or wanted is None or bool(set(wanted) & set(LABEL_COLUMNS))
+        source = f"SELECT * FROM predictions {where}"
+        if labels_needed:
+            source, more = _with_labels(where, parameters, known_before)
+            parameters = more
+            if labelled is not None:
+                source = f"SELECT * FROM ({source}) WHERE label IS {'NOT ' if labelled else ''}NULL"
+        order = f" ORDER BY {order_by}" if order_by else ""
+        return self._query(f"SELECT {chosen} FROM ({source}){order}", parameters)
+
+    def counts(self, *, start: datetime | None = None, end: datetime | None = None) -> TableCounts:
+        """Count rows, distinct ids and labelled rows, in all and by deployment."""
+        where, parameters = _filters(start, end)
+        source, parameters = _with_labels(where, parameters, None)
+        result = self._query(
+            "SELECT deployment, count(*) AS n, count(DISTINCT prediction_id) AS ids, count(label) AS labelled "
+            f"FROM ({source}) GROUP BY deployment ORDER BY deployment",
+            parameters,
+        ).to_pydict()
+        return TableCounts(
+            rows=sum(result["n"]),
+            distinct_ids=sum(result["ids"]),
+            labelled=sum(result["labelled"]),
+            by_deployment=dict(zip(result["deployment"], result["n"], strict=True)),
+        )
+
+    def watermark(self) -> datetime | None:
+        """Return the newest event time, or None for an empty table."""
+        found = self._query("SELECT max(event_time) AS newest FROM predictions", []).column("newest")[0]
+        return found.as_py() if found.is_valid else None
+
+    def unmatched_feedback(self) -> int:
+        """Count the ids in feedback that no prediction has (yet)."""
+        result = self._query(
+            "SELECT count(*) AS n FROM (SELECT DISTINCT prediction_id, client_request_id FROM feedback) f "
+            "WHERE NOT EXISTS (SELECT 1 FROM predictions p WHERE p.prediction_id = f.prediction_id) "
+            "AND NOT EXISTS (SELECT 1 FROM predictions p WHERE p.client_request_id = f.client_request_id)",
+            [],
+        )
+        return int(result.column("n")[0].as_py())
+
+    def versions(self) -> dict[str, int]:
+        """Return the newest Delta version of both tables: together they name a state of the data."""
+        return {"predictions": self.predictions.version(), "feedback": self.feedback.version()}
+
+    def maintain(self) -> bool:
+        """Compact and clean both tables where it is due; return whether anything was done."""
+        return any([self.predictions.maintain(), self.feedback.maintain()])
+
+    def _query(self, sql: str, parameters: Sequence[Any]) -> pa.Table:
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.register("predictions", self.predictions.dataset())
+            connection.register("feedback", self.feedback.dataset())
+            return _utc(connection.sql(sql, params=list(parameters)).to_arrow_table())
+
+
+class DirectLog:
+    """The prediction log of a batch job: each append is a commit, named by the job so that a repeat changes nothing."""
+
+    def __init__(self, table: InferenceTable, stream_id: str, next_version: int = 0) -> None:
+        self._table = table
+        self._stream_id = stream_id
+        self._next = next_version
+
+    def append(self, batch: ScoredBatch) -> None:
+        self._table.append_predictions(batch.rows, {self._stream_id: self._next})
+        self._next += 1
+
+
+def _with_labels(where: str, parameters: list[Any], known_before: datetime | None) -> tuple[str, list[Any]]:
+    """Join predictions with the latest label of each; DuckDB compares structs field by field."""
+    known, extra = ("WHERE label_time < ?", [known_before]) if known_before is not None else ("", [])
+    latest = "max({'t': label_time, 'r': received_time, 'l': label, 's': source}) AS best"
+    sql = f"""
+        WITH p AS (SELECT * FROM predictions {where}),
+        known AS (SELECT * FROM feedback {known}),
+        by_id AS (SELECT prediction_id, {latest} FROM known WHERE prediction_id IS NOT NULL GROUP BY prediction_id),
+        by_client AS (
+            SELECT client_request_id, {latest} FROM known WHERE client_request_id IS NOT NULL GROUP BY client_request_id
+        ),
+        joined AS (
+            SELECT p.*, CASE WHEN a.best IS NULL OR b.best > a.best THEN b.best ELSE a.best END AS best
+            FROM p
+            LEFT JOIN by_id a ON p.prediction_id = a.prediction_id
+            LEFT JOIN by_client b ON p.client_request_id = b.client_request_id
+        )
+        SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time, best.s AS label_source
+        FROM joined"""
+    return sql, [*parameters, *extra]
+
+
+def _filters(start: datetime | None, end: datetime | None, **equal: str | None) -> tuple[str, list[Any]]:
+    clauses, parameters = [], []
+    # the conditions on the partition column let whole files be passed over
+    if start is not None:
+        clauses.append("event_time >= ? AND event_date >= ?")
+        parameters += [start, start.astimezone(timezone.utc).date()]
+    if end is not None:
+        clauses.append("event_time < ? AND event_date <= ?")
+        parameters += [end, end.astimezone(timezone.utc).date()]
+    for column, wanted in equal.items():
+        if wanted is not None:
+            clauses.append(f"{column} = ?")
+            parameters.append(wanted)
+    return ("WHERE " + " AND ".join(clauses) if clauses else ""), parameters
+
+
+def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: str) -> pa.Table:
+    """Give rows the table's columns and types; the partition column is derived from its time."""
+    rows = rows.set_column(
+        rows.column_names.index(date_column) if date_column in rows.column_names else rows.num_columns,
+        date_column,
+        pc.cast(rows.column(time_column), pa.date32()),
+    )
+    arrays = {
+        column.name: rows.column(column.name).cast(column.type)
+        if column.name in rows.column_names
+        else pa.nulls(rows.num_rows, column.type)
+        for column in schema
+    }
+    unknown = [name for name in rows.column_names if name not in arrays]
+    return pa.table({**arrays, **{name: rows.column(name) for name in unknown}})
+
+
+def _utc(table: pa.Table) -> pa.Table:
+    """Give timestamps the unit and zone of DESIGN's columns, whatever DuckDB called them."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_timestamp(column.type) and column.type != TIMESTAMP:
+            table = table.set_column(i, column.name, table.column(i).cast(TIMESTAMP))
+    return table
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _value_type(kind: str) -> pa.DataType:
+    return pa.string() if kind == "string" else pa.float64()
+
+
+def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) or pa.types.is_large_list(found)
+    return bool(found == wanted)

@@ -1,0 +1,170 @@
+"""THE scoring core: every mode scores, names and logs rows here, and only here.
+
+A door (web, stream, batch) turns what it received into a `Request` and what it gets back into an answer. What was
+answered is in the log before `score` returns, so a door that answers afterwards has never answered an unlogged row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from .model import Predictions, Scorer
+from .schema import TIMESTAMP, FeatureSchema
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+FEATURE_PREFIX = "feature."
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows to score: features that fit the schema, one id per row, and what the caller knows of each row.
+
+    `client_request_ids` and `event_times` have one entry per row, or are None; naive times are not accepted.
+    """
+
+    features: pa.RecordBatch | pa.Table
+    prediction_ids: Sequence[str]
+    client_request_ids: Sequence[str | None] | None = None
+    event_times: Sequence[datetime | None] | None = None
+    request_time: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A scored request: the answer, and its rows for the inference table in two equal forms."""
+
+    request: Request
+    predictions: Predictions
+    constants: Mapping[str, Any]
+    schema: FeatureSchema
+
+    @property
+    def prediction_ids(self) -> Sequence[str]:
+        return self.request.prediction_ids
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns that vary by row as JSON-ready lists; times are microseconds since 1970 UTC."""
+        request = self.request
+        columns: dict[str, list[Any]] = {
+            "prediction_id": list(request.prediction_ids),
+            "prediction": self.predictions.values.to_pylist(),
+        }
+        if request.client_request_ids is not None:
+            columns["client_request_id"] = list(request.client_request_ids)
+        if request.event_times is not None:
+            columns["event_time"] = [
+                None if time is None else microseconds(time) for time in request.event_times
+            ]
+        if self.predictions.proba is not None:
+            columns["prediction_proba"] = self.predictions.proba.to_pylist()
+        for feature, column in zip(self.schema.features, request.features.columns, strict=True):
+            values = column.cast(pa.int64()) if feature.type == "datetime" else column
+            columns[FEATURE_PREFIX + feature.name] = values.to_pylist()
+        return columns
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """Return the rows as an Arrow table with the inference table's columns."""
+        n = len(self.predictions)
+        request_time = self.constants["request_time"]
+        times = pa.array([request_time] * n, pa.int64())
+        data: dict[str, Any] = {
+            name: pa.repeat(pa.scalar(value, CONSTANT_COLUMNS[name]), n)
+            for name, value in self.constants.items()
+        }
+        data["request_time"] = times.cast(TIMESTAMP)
+        data["prediction_id"] = pa.array(self.request.prediction_ids, pa.string())
+        ids = self.request.client_request_ids
+        data["client_request_id"] = pa.nulls(n, pa.string()) if ids is None else pa.array(ids, pa.string())
+        data["event_time"] = self._event_times(times.cast(TIMESTAMP))
+        data["prediction"] = self.predictions.values
+        if self.predictions.proba is not None:
+            data["prediction_proba"] = self.predictions.proba
+        for feature, column in zip(self.schema.features, self.request.features.columns, strict=True):
+            data[FEATURE_PREFIX + feature.name] = column.cast(feature.table_type)
+        return pa.table(data)
+
+    def _event_times(self, request_times: pa.Array) -> pa.Array:
+        import pyarrow.compute as pc
+
+        if self.request.event_times is None:
+            return request_times
+        return pc.coalesce(pa.array(self.request.event_times, TIMESTAMP), request_times)
+
+
+CONSTANT_COLUMNS = {
+    "request_time": pa.int64(),
+    "deployment": pa.string(),
+    "mode": pa.string(),
+    "model_name": pa.string(),
+    "model_version": pa.string(),
+    "model_id": pa.string(),
+    "variant": pa.string(),
+    "execution_duration_us": pa.int64(),
+    "status_code": pa.int32(),
+    "sampling_fraction": pa.float64(),
+}
+
+
+class PredictionLog(Protocol):
+    """Where scored rows go. `append` returns when they are as safe as the log promises, or raises Unavailable."""
+
+    def append(self, batch: ScoredBatch) -> None: ...
+
+
+class NullLog:
+    """A log that keeps nothing: for `log=none` and for trying a model out."""
+
+    def append(self, batch: ScoredBatch) -> None:
+        return None
+
+
+class ScoringCore:
+    """A scorer together with the log that its deployment writes to. Safe to call from several threads."""
+
+    def __init__(
+        self, scorer: Scorer, *, deployment: str, mode: str, log: PredictionLog, variant: str = "champion"
+    ) -> None:
+        self.scorer = scorer
+        self.deployment = deployment
+        self._log = log
+        self._constants = {
+            "deployment": deployment,
+            "mode": mode,
+            "model_name": scorer.ref.name,
+            "model_version": scorer.ref.version,
+            "model_id": scorer.ref.model_id,
+            "variant": variant,
+            "status_code": 200,
+            "sampling_fraction": 1.0,
+        }
+
+    def score(self, request: Request, params: Mapping[str, Any] | None = None) -> ScoredBatch:
+        """Predict the rows and log them, then return both.
+
+        Raises ModelError when the model raises (nothing is logged) and Unavailable when the log cannot be written
+        (the caller must not answer).
+        """
+        started = time.perf_counter_ns()
+        predictions = self.scorer.predict(request.features, params)
+        n = max(len(predictions), 1)
+        constants = {
+            **self._constants,
+            "request_time": microseconds(request.request_time),
+            "execution_duration_us": (time.perf_counter_ns() - started) // (1000 * n),
+        }
+        scored = ScoredBatch(request, predictions, constants, self.scorer.schema)
+        self._log.append(scored)
+        return scored
+
+
+def microseconds(time: datetime) -> int:
+    """Return microseconds since 1970 UTC of an aware datetime, exactly."""
+    return (time - EPOCH) // timedelta(microseconds=1)
