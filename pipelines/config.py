@@ -99,6 +99,9 @@ class BatchConfig(Frozen):
     passthrough: tuple[str, ...] = Field(("*",), description="input columns kept in the output; * means all")
     log: bool = True
     chunk_rows: int = Field(65_536, ge=1)
+    incremental: bool = Field(
+        False, description="score only files that no incremental job with this state_dir has scored before"
+    )
 
 
 def load_config(kind: type[C], path: Path) -> C:

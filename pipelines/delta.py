@@ -34,7 +34,7 @@ _SMALL_FILE = 32 * 1024 * 1024
 class DeltaLog:
     """One Delta table that only ever grows."""
 
-    def __init__(self, uri: str, partition_by: str, statistics: tuple[str, ...] = ()) -> None:
+    def __init__(self, uri: str, partition_by: str | None = None, statistics: tuple[str, ...] = ()) -> None:
         self.uri = uri
         self._partition_by = partition_by
         self._statistics = statistics
@@ -48,10 +48,9 @@ class DeltaLog:
         for _ in range(_ATTEMPTS):
             try:
                 if not self.exists:
-                    configuration = {
-                        **_CONFIGURATION,
-                        "delta.dataSkippingStatsColumns": ",".join(self._statistics),
-                    }
+                    configuration = dict(_CONFIGURATION)
+                    if self._statistics:
+                        configuration["delta.dataSkippingStatsColumns"] = ",".join(self._statistics)
                     if self._is_local:
                         Path(self.uri).mkdir(parents=True, exist_ok=True)
                     DeltaTable.create(
@@ -115,9 +114,12 @@ class DeltaLog:
         table = self._open()
         return {app: _committed(table, app) for app in apps}
 
-    def dataset(self) -> Any:
-        """Return a pyarrow dataset of the newest snapshot."""
-        return self._open().to_pyarrow_dataset()
+    def dataset(self, version: int | None = None) -> Any:
+        """Return a pyarrow dataset of the newest snapshot, or of an older one that is still kept."""
+        table = self._open()
+        if version is not None:
+            table.load_as_version(version)
+        return table.to_pyarrow_dataset()
 
     def version(self) -> int:
         """Return the number of the newest commit."""

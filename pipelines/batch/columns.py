@@ -1,0 +1,69 @@
+"""The columns that a caller names: their own key of a row, and when the thing happened."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
+
+
+def caller_ids(chunk: pa.Table, column: str | None) -> list[str | None] | None:
+    """Return the callers' ids as text, or None when no column is named."""
+    if column is None:
+        return None
+    try:
+        return chunk[column].cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+    except pa.ArrowException:
+        raise BadInput(
+            f"column {column!r} of type {chunk[column].type} cannot be an id; name one of text or numbers"
+        ) from None
+
+
+def event_times(chunk: pa.Table, column: str | None) -> list[datetime | None] | None:
+    """Return the named column as UTC times, or None when no column is named."""
+    if column is None:
+        return None
+    found = chunk[column].type
+    if not (
+        _is_text(found) or pa.types.is_null(found) or pa.types.is_timestamp(found) or pa.types.is_date(found)
+    ):
+        raise BadInput(f"column {column!r} must hold times (datetime or ISO 8601 text), found {found}")
+    times = _parse(chunk[column], column) if _is_text(found) else chunk[column].cast(TIMESTAMP)
+    return times.to_pylist()  # type: ignore[no-any-return]
+
+
+def with_parsed_times(chunk: pa.Table, schema: FeatureSchema) -> pa.Table:
+    """Parse the datetime features that came as text."""
+    for feature in schema.features:
+        at = chunk.schema.get_field_index(feature.name)
+        if feature.type == "datetime" and at >= 0 and _is_text(chunk.schema.field(at).type):
+            chunk = chunk.set_column(at, feature.name, _parse(chunk.column(at), feature.name))
+    return chunk
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _parse(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Parse ISO 8601; times without a zone are UTC. One form for the whole column is fast, a mixture is not."""
+    column = column.cast(pa.string())
+    try:
+        return column.cast(TIMESTAMP)
+    except pa.ArrowInvalid:
+        pass
+    try:
+        return pc.assume_timezone(column.cast(pa.timestamp("us")), "UTC")
+    except pa.ArrowInvalid:
+        pass
+    import pandas as pd
+
+    try:
+        parsed = pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601")
+    except ValueError as error:
+        raise BadInput(f"column {name!r} must hold times in ISO 8601: {error}") from None
+    return pa.chunked_array([pa.Array.from_pandas(parsed, type=TIMESTAMP)])

@@ -1,0 +1,86 @@
+"""Rows of an input file as Arrow tables of a fixed number of rows, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_flywheel.pipelines.delta import DeltaLog
+
+from .csv_reader import read_csv
+from .inputs import InputFile
+from .jsonl_reader import read_jsonl
+from .wanted import UNREADABLE, Wanted, unreadable
+
+_ROWS_PER_READ = 65_536
+
+
+def read_chunks(
+    file: InputFile, wanted: Wanted, rows: int, types: Mapping[str, pa.DataType] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the file's rows in order, `rows` at a time; an empty file yields one empty table.
+
+    Chunks depend on the file and `rows` alone, so a job that is run again cuts it the same way.
+    Raises BadInput that names the file and the column, or Retype when `types` must be other ones.
+    """
+    try:
+        yield from _rechunk(_tables(file, wanted, types or {}), rows)
+    except UNREADABLE as error:
+        raise unreadable(file.path, file.format, error) from None
+
+
+def peek(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """Return a table with the file's columns and types, and few of its rows or none; raises as `read_chunks` does."""
+    try:
+        return next(_tables(file, wanted, types or {}))
+    except UNREADABLE as error:
+        raise unreadable(file.path, file.format, error) from None
+
+
+def _tables(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+    if file.format == "csv":
+        return read_csv(file.path, wanted, types)
+    if file.format == "jsonl":
+        return read_jsonl(file.path, wanted, types)
+    return _read_parquet(file, wanted) if file.format == "parquet" else _read_delta(file, wanted)
+
+
+def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file.path) as parquet:
+        schema = parquet.schema_arrow
+        wanted.check_names(file.path, schema.names)
+        columns = wanted.select(schema.names)
+        yield _subset(schema, columns)
+        for batch in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
+def _read_delta(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
+    dataset = DeltaLog(file.path).dataset(file.stamp)
+    wanted.check_names(file.path, dataset.schema.names)
+    columns = wanted.select(dataset.schema.names)
+    yield _subset(dataset.schema, columns)
+    # a version's files have no order of their own, and a job that is run again must see the same one
+    for fragment in sorted(dataset.get_fragments(), key=lambda fragment: fragment.path):
+        for batch in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=_ROWS_PER_READ):
+            yield pa.Table.from_batches([batch])
+
+
+def _subset(schema: pa.Schema, columns: list[str]) -> pa.Table:
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def _rechunk(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    held: list[pa.Table] = []
+    count, yielded = 0, False
+    for table in tables:
+        held.append(table)
+        count += table.num_rows
+        while count >= rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows)
+            held, count, yielded = [whole.slice(rows)], count - rows, True
+    if count or not yielded:
+        yield pa.concat_tables(held)

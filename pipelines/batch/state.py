@@ -1,0 +1,142 @@
+"""What a batch job remembers on disk: its plan, the files that are done, and a deployment's inputs scored so far.
+
+Each is a journal: JSON lines that are only appended and synced one by one, so that a kill at any point loses at most
+the line that was being written, and the work behind it is done again under the same ids.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
+
+from .inputs import InputFile
+
+
+@dataclass(frozen=True)
+class DoneFile:
+    """One input file whose answers are in the output and in the inference table."""
+
+    index: int
+    rows: int
+    chunks: int
+    output: str
+
+
+class Journal:
+    """Appended JSON lines; a torn last line is dropped when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            self._file.truncate(whole)
+        self.entries: list[Any] = [orjson.loads(line) for line in data[:whole].splitlines()]
+
+    def append(self, *entries: Any) -> None:
+        """Write entries that survive a power cut once this returns."""
+        self._file.write(b"".join(orjson.dumps(entry) + b"\n" for entry in entries))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.entries.extend(entries)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class JobState:
+    """The plan and the progress of one job id.
+
+    The plan is fixed when the job first starts. Raises BadInput when the id was used for other work before.
+    """
+
+    def __init__(self, state_dir: Path, job_id: str, work: dict[str, Any]) -> None:
+        self._journal = Journal(state_dir / "jobs" / f"{quote(job_id, safe='')}.jsonl")
+        entries = self._journal.entries
+        self.is_planned = bool(entries)
+        self.started = datetime.now(timezone.utc)
+        self.files: tuple[InputFile, ...] = ()
+        self.done: dict[int, DoneFile] = {}
+        if entries:
+            self._check_same(job_id, entries[0]["work"], work)
+            self.started = datetime.fromisoformat(entries[0]["started"])
+            self.files = tuple(InputFile.from_json(fields) for fields in entries[0]["files"])
+            self.done = {fields[0]: DoneFile(*fields) for fields in entries[1:]}
+        self._work = work
+
+    def plan(self, files: Sequence[InputFile]) -> None:
+        """Fix what the job reads, and when it was asked to."""
+        self.is_planned, self.files = True, tuple(files)
+        self.started = datetime.now(timezone.utc)
+        self._journal.append(
+            {
+                "work": self._work,
+                "started": self.started.isoformat(),
+                "files": [file.to_json() for file in files],
+            }
+        )
+
+    def finish(self, done: DoneFile) -> None:
+        """Remember that a file is complete."""
+        self.done[done.index] = done
+        self._journal.append([done.index, done.rows, done.chunks, done.output])
+
+    def close(self) -> None:
+        self._journal.close()
+
+    @staticmethod
+    def _check_same(job_id: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+        for key, value in now.items():
+            if before.get(key) != value:
+                raise BadInput(
+                    f"job {job_id!r} was started with {key}={before.get(key)!r} and cannot go on with {value!r}; "
+                    "start it with a new job_id"
+                )
+
+
+class SeenInputs:
+    """The inputs that a deployment's incremental jobs have scored."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._journal = Journal(state_dir / "seen.jsonl")
+        self._known = {tuple(entry) for entry in self._journal.entries}
+
+    def __contains__(self, file: InputFile) -> bool:
+        return file.identity in self._known
+
+    def add(self, file: InputFile) -> None:
+        """Remember a file; one that is known already costs nothing."""
+        if file not in self:
+            self._known.add(file.identity)
+            self._journal.append(list(file.identity))
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for a while; the system frees it when this process dies.
+
+    Raises Unavailable at once when another process, or another thread of this one, holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(f"{what} is running already; try again when it is finished") from None
+        yield
