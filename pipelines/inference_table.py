@@ -150,12 +150,14 @@ class InferenceTable:
         columns: Sequence[str] | None = None,
         labelled: bool | None = None,
         known_before: datetime | None = None,
+        received_before: datetime | None = None,
         order_by: str | None = "event_time, prediction_id",
     ) -> pa.Table:
         """Return predictions with their labels, one row per prediction.
 
         `start` <= event_time < `end`. `labelled` True keeps rows with a label, False those without, None both.
-        `known_before` counts only labels whose `label_time` is before it: what was known at that time.
+        `known_before` counts only labels whose `label_time` is before it: what was known at that time;
+        `received_before` only labels that had reached a door of ours by then.
         Label columns are `label`, `label_time`, `received_time` and `label_source`, null while no label came.
         """
         where, parameters = _filters(
@@ -166,7 +168,7 @@ class InferenceTable:
         labels_needed = labelled is not None or wanted is None or bool(set(wanted) & set(LABEL_COLUMNS))
         source = f"SELECT * FROM predictions {where}"
         if labels_needed:
-            source, more = _with_labels(where, parameters, known_before)
+            source, more = _with_labels(where, parameters, known_before, received_before)
             parameters = more
             if labelled is not None:
                 source = f"SELECT * FROM ({source}) WHERE label IS {'NOT ' if labelled else ''}NULL"
@@ -233,9 +235,14 @@ class DirectLog:
         self._next += 1
 
 
-def _with_labels(where: str, parameters: list[Any], known_before: datetime | None) -> tuple[str, list[Any]]:
+def _with_labels(
+    where: str, parameters: list[Any], known_before: datetime | None, received_before: datetime | None = None
+) -> tuple[str, list[Any]]:
     """Join predictions with the latest label of each; DuckDB compares structs field by field."""
-    known, extra = ("WHERE label_time < ?", [known_before]) if known_before is not None else ("", [])
+    bounds = {"label_time": known_before, "received_time": received_before}
+    extra = [bound for bound in bounds.values() if bound is not None]
+    clauses = [f"{column} < ?" for column, bound in bounds.items() if bound is not None]
+    known = f"WHERE {' AND '.join(clauses)}" if clauses else ""
     latest = "max({'t': label_time, 'r': received_time, 'l': label, 's': source}) AS best"
     sql = f"""
         WITH p AS (SELECT * FROM predictions {where}),
@@ -256,7 +263,8 @@ def _with_labels(where: str, parameters: list[Any], known_before: datetime | Non
 
 
 def _filters(start: datetime | None, end: datetime | None, **equal: str | None) -> tuple[str, list[Any]]:
-    clauses, parameters = [], []
+    clauses: list[str] = []
+    parameters: list[Any] = []
     # the conditions on the partition column let whole files be passed over
     if start is not None:
         clauses.append("event_time >= ? AND event_date >= ?")
@@ -306,5 +314,5 @@ def _value_type(kind: str) -> pa.DataType:
 
 def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(wanted):
-        return pa.types.is_list(found) or pa.types.is_large_list(found)
+        return bool(pa.types.is_list(found) or pa.types.is_large_list(found))
     return bool(found == wanted)

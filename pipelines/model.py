@@ -7,6 +7,7 @@ about half of its cost per row, and `FeatureSchema` has already made it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple
 
     import sklearn
 
-    classes = getattr(estimator, "classes_", None)
-    with_proba = hasattr(estimator, "predict_proba") and classes is not None and np.ndim(classes) == 1
+    classes = np.asarray(getattr(estimator, "classes_", ()))
+    with_proba = hasattr(estimator, "predict_proba") and classes.ndim == 1 and len(classes) > 0
     fused = with_proba and _predict_is_argmax(estimator)
 
     def call(frame: Any, params: Mapping[str, Any] | None) -> tuple[Any, Any]:
@@ -190,12 +191,14 @@ def _to_arrow(values: np.ndarray[Any, Any], kind: str | None) -> pa.Array:
                 return pa.array(values.astype(np.float64))
         except (TypeError, ValueError):
             pass
-        return pa.array(
-            [None if value is None or value != value else str(value) for value in values], pa.string()
-        )
+        return pa.array([None if _is_missing(value) else str(value) for value in values], pa.string())
     if kind == "string":
         return pa.array([str(value) for value in values.tolist()], pa.string())
     return pa.array(values.astype(np.float64))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _proba_to_arrow(proba: Any) -> pa.Array | None:

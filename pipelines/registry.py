@@ -38,7 +38,7 @@ def resolve_model(uri: str, tracking_uri: str | None = None) -> ResolvedModel:
     Raises BadInput for a URI of no known form, NotFound when it leads nowhere, Unavailable when MLflow is away.
     """
     client = _client(tracking_uri)
-    if uri.startswith("runs:/") or uri.startswith("models:/m-"):
+    if uri.startswith(("runs:/", "models:/m-")):
         return _resolve_logged(client, uri, tracking_uri)
     body = uri.removeprefix("models:/")
     if body == uri or not body.strip("/"):

@@ -288,9 +288,9 @@ def _cast(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
     )
     if not allowed:
         raise BadInput(f"column {feature.name!r} must be {feature.type}, found {found}")
-    if column.null_count == 0 and pa.types.is_floating(found) and pa.types.is_integer(wanted):
-        if pc.any(pc.not_equal(column, pc.trunc(column))).as_py():
-            raise BadInput(f"column {feature.name!r} must be {feature.type}, found {found} with fractions")
+    to_whole = column.null_count == 0 and pa.types.is_floating(found) and pa.types.is_integer(wanted)
+    if to_whole and pc.any(pc.not_equal(column, pc.trunc(column))).as_py():
+        raise BadInput(f"column {feature.name!r} must be {feature.type}, found {found} with fractions")
     try:
         cast = column.cast(wanted)
     except pa.ArrowException as error:

@@ -128,7 +128,10 @@ def _pyfunc(seed: int) -> Any:
             return model_input[["a", "b"]].sum(axis=1) + seed
 
     frame = numeric_frame(300, seed)
-    log = lambda model, **kwargs: mlflow.pyfunc.log_model(python_model=model, **kwargs)  # noqa: E731
+
+    def log(model: Any, **kwargs: Any) -> Any:
+        return mlflow.pyfunc.log_model(python_model=model, **kwargs)
+
     return Total(), frame, frame["a"] + frame["b"], log
 
 
