@@ -6,6 +6,7 @@ A home is bound to one MLflow tracking URI, one record database and one root of 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -132,7 +133,7 @@ class Home:
             for folder in (self.logs, self.supervisor, self.deployments):
                 folder.mkdir(mode=0o700, exist_ok=True)
             if not self._memory_file.exists():
-                self._remember(**{name: self._setting(name) for name in _REMEMBERED})
+                self._remember()
         except OSError as error:
             raise BadInput(
                 f"home folder {str(self.path)!r} cannot be made: {error.strerror or error}; "
@@ -176,11 +177,13 @@ class Home:
         return dict(memory)
 
     def _remember(self, **values: str | None) -> None:
-        text = json.dumps({**self._memory(), **values}, indent=2)
-        temporary = self._memory_file.with_name(f"home.json.{os.getpid()}")
-        temporary.touch(mode=0o600)
-        temporary.write_text(text)
-        temporary.replace(self._memory_file)
+        with open(self.path / "home.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            bindings = {name: self._setting(name) for name in _REMEMBERED}
+            temporary = self._memory_file.with_name("home.json.new")
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps({**bindings, **self._memory(), **values}, indent=2))
+            temporary.replace(self._memory_file)
 
     def _setting(self, name: str) -> str | None:
         memory = self._memory()

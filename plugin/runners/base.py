@@ -78,7 +78,7 @@ class Runner(Protocol):
         """Send a signal to the process itself, not to its children."""
 
     def status(self, name: str | None = None) -> list[ProcessStatus]:
-        """Return what every process (or the named one) does, by name; empty when the manager is down."""
+        """Return what every kept process (or the named one) does, by name; all stopped when the manager is down."""
 
     def down(self) -> list[ProcessStatus]:
         """Stop everything and the process manager, and wait until no process is left.

@@ -1,0 +1,70 @@
+"""The processes of one home, found by the mark that they carry in their environment.
+
+A process manager that was killed leaves its children running and forgets them; the mark does not.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+HOME_MARK = "FLYWHEEL_SUPERVISED"
+NAME_MARK = "FLYWHEEL_PROCESS"
+_KILL_SECONDS = 10
+
+
+def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process]:
+    """Return the running processes of this home (or of one kept process), without the caller and its ancestors."""
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        if process.pid in own:
+            continue
+        try:
+            environment = process.environ()
+            if environment.get(HOME_MARK) != str(home) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+        except (psutil.Error, OSError):
+            continue  # somebody else's, or already gone
+        if name is None or environment.get(NAME_MARK) == name:
+            found.append(process)
+    return found
+
+
+def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
+    """Terminate the processes and wait; kill those that are left after the grace."""
+    sent = {process.pid: process for process in processes if _sent(process, signal.SIGTERM)}
+    left = [pid for pid in wait_gone(sent, grace_seconds) if _sent(sent[pid], signal.SIGKILL)]
+    wait_gone(left, _KILL_SECONDS)
+
+
+def wait_gone(pids: Iterable[int], seconds: float) -> list[int]:
+    """Wait until none of the processes runs and return those that still do after `seconds`.
+
+    A zombie counts as gone: whoever should reap it may be a PID 1 that never does.
+    """
+    deadline = time.monotonic() + seconds
+    left = [pid for pid in pids if not _gone(pid)]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = [pid for pid in left if not _gone(pid)]
+    return left
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _sent(process: psutil.Process, number: signal.Signals) -> bool:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True
