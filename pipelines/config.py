@@ -70,7 +70,8 @@ class WebConfig(WorkerConfig):
 class StreamConfig(WorkerConfig):
     """One stream deployment."""
 
-    broker: str
+    broker: str = Field(description="service URL of the broker")
+    embedded: bool = Field(False, description="the broker is the embedded one, pulsar-lite, and needs its care")
     input_topic: str
     output_topic: str
     feedback_topic: str | None = None
