@@ -9,7 +9,6 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import create_engine, text
 from support.waiting import eventually
 
 from mlflow_flywheel.monitors.schedule import Job, Schedule, cron_trigger
@@ -65,8 +64,9 @@ def test_runs_missed_while_nothing_ran_happen_once(
     first = Schedule(url)
     first.start()
     first.sync([hourly])
+    first._scheduler.pause()
+    first._scheduler.modify_job("missed", next_run_time=datetime.now(timezone.utc) - timedelta(hours=5))
     first.stop()
-    _pretend_it_was_due(url, "missed", datetime.now(timezone.utc) - timedelta(hours=5))
     again = Schedule(url)
     again.start()
     try:
@@ -76,13 +76,3 @@ def test_runs_missed_while_nothing_ran_happen_once(
     finally:
         again.stop()
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
-
-
-def _pretend_it_was_due(url: str, job_id: str, when: datetime) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(
-            text("UPDATE schedule SET next_run_time = :t WHERE id = :id"),
-            {"t": when.timestamp(), "id": job_id},
-        )
-    engine.dispose()
