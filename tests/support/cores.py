@@ -1,0 +1,52 @@
+"""A scoring core without MLflow: for tests of what surrounds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from mlflow_flywheel.pipelines.config import ModelRef
+from mlflow_flywheel.pipelines.ids import new_prediction_ids
+from mlflow_flywheel.pipelines.model import Scorer
+from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
+from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoringCore
+
+SCHEMA = FeatureSchema([Feature("x", "double"), Feature("city", "string")])
+NAME = "tiny"
+
+
+def tiny_scorer(version: str = "1") -> Scorer:
+    """Return a scorer that says 1 where x > 0, with logistic probabilities."""
+
+    def call(frame: Any, params: Any) -> tuple[Any, Any]:
+        high = 1 / (1 + np.exp(-frame["x"].to_numpy()))
+        return (high > 0.5).astype(int), np.column_stack([1 - high, high])
+
+    return Scorer(
+        ModelRef(name=NAME, version=version, model_id=None, path=""),
+        SCHEMA,
+        call,
+        ("0", "1"),
+        None,
+        "double",
+        None,
+    )
+
+
+def tiny_core(
+    log: PredictionLog, *, deployment: str = "tiny-web", mode: str = "web", version: str = "1"
+) -> ScoringCore:
+    return ScoringCore(tiny_scorer(version), deployment=deployment, mode=mode, log=log)
+
+
+def tiny_request(
+    n: int,
+    ids: Sequence[str] | None = None,
+    clients: Sequence[str | None] | None = None,
+    event_times: Sequence[datetime | None] | None = None,
+) -> Request:
+    records = [{"x": i - n / 2, "city": None if i % 3 == 0 else f"city-{i % 3}"} for i in range(n)]
+    return Request(SCHEMA.from_records(records), ids or new_prediction_ids(n), clients, event_times)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import uuid
+
+from mlflow_flywheel.pipelines.ids import (
+    batch_prediction_ids,
+    new_prediction_ids,
+    stream_position,
+    stream_prediction_id,
+)
+
+
+def test_web_ids_are_uuid7_and_distinct() -> None:
+    ids = new_prediction_ids(5_000)
+    assert len(set(ids)) == 5_000
+    assert {uuid.UUID(text).version for text in ids} == {7}
+    assert {uuid.UUID(text).variant for text in ids} == {uuid.RFC_4122}
+    assert new_prediction_ids(1)[0][:13] >= ids[0][:13]
+
+
+def test_stream_ids_carry_their_position() -> None:
+    name = stream_prediction_id("persistent://public/default/flights", 12, 34, -1)
+    assert stream_position(name) == ("persistent://public/default/flights", 12, 34, -1)
+    assert stream_position("no-position") is None
+    assert stream_position("a:b:c:d") is None
+
+
+def test_batch_ids_are_repeatable() -> None:
+    assert batch_prediction_ids("job", "f", range(2)) == ["job:f:0", "job:f:1"]
