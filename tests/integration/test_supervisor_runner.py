@@ -130,7 +130,7 @@ def test_run_variables_of_the_starting_shell_do_not_reach_the_processes(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     runner.start(spec(home))
     pid = eventually(lambda: runner.status("p")[0].pid)
-    environment = psutil.Process(pid).environ()
+    environment = eventually(lambda: "FLYWHEEL_PROCESS" in (e := psutil.Process(pid).environ()) and e)
     assert "MLFLOW_RUN_ID" not in environment and "_MLFLOW_SGI_NAME" not in environment
     assert environment["MLFLOW_TRACKING_TOKEN"] == "t"
 

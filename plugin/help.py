@@ -1,0 +1,57 @@
+"""The text of `mlflow deployments help -t flywheel`, drawn from the specs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+from .spec import MODES, Key, keys, loop_keys
+
+_WIDTH = 100
+_HEAD = """\
+mlflow-flywheel: one model, deployed as web service, stream consumer or batch job, watched and retrained.
+
+Target:  -t flywheel                the home folder is $FLYWHEEL_HOME, or ~/.flywheel
+         -t flywheel:/some/folder   the home is that folder
+
+Models:  models:/NAME/3, models:/NAME@champion (followed when the alias moves), runs:/RUN_ID/model, models:/m-...
+
+Examples:
+  mlflow deployments create -t flywheel --name late-web -m models:/flight-late@champion -C mode=web -C port=5001
+  mlflow deployments create -t flywheel --name late-stream -m models:/flight-late@champion \\
+      -C mode=stream -C broker=pulsar://broker:6650 -C input_topic=flights -C output_topic=lateness
+  mlflow deployments create -t flywheel --name late-batch -m models:/flight-late@champion \\
+      -C mode=batch -C input=flights/ -C output=answers/ -C schedule="0 2 * * *" -C id_column=flight
+  mlflow deployments create ... -C loop.retrain_on=performance,labels -C loop.cooldown=7d
+  mlflow deployments predict -t flywheel --name late-web -I rows.json
+  mlflow deployments update -t flywheel --name late-web -m models:/flight-late/4
+  mlflow deployments run-local -t flywheel --name try -m models:/flight-late/4 -C mode=web
+  flywheel status
+"""
+
+
+def help_text() -> str:
+    """Return the whole help: target, examples, and every key by mode with type, default and meaning."""
+    parts = [_HEAD]
+    for mode in MODES:
+        parts.append(_section(f"Keys of mode={mode} (-C key=value)", keys(mode)))
+    parts.append(
+        _section(
+            "Keys of the loop: what is watched and what may be done about it, per registered model. Without any of "
+            "them nothing is watched.",
+            loop_keys(),
+        )
+    )
+    return "\n".join(parts)
+
+
+def _section(title: str, entries: Iterable[Key]) -> str:
+    lines = [*textwrap.wrap(title, _WIDTH), ""]
+    for key in entries:
+        facts = ", ".join(
+            fact for fact in (key.type, f"default {key.default}" if key.default else "") if fact
+        )
+        facts = facts.replace("default required", "required")
+        lines.append(f"  {key.name}" + (f"  ({facts})" if facts else ""))
+        lines += textwrap.wrap(key.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n"

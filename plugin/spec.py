@@ -1,0 +1,302 @@
+"""Every key that `-C` takes: its mode, type, default and help. The only list of them.
+
+`parse_spec` is the edge: it gets strings and gives a validated, frozen spec; unknown keys are refused with the nearest
+valid one. Help texts and the configuration reference in the documentation are drawn from here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Literal, get_args, get_origin
+from zoneinfo import ZoneInfo
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from mlflow_flywheel.pipelines.config import Durability, Frozen
+from mlflow_flywheel.pipelines.errors import BadInput, nearest
+
+Mode = Literal["web", "stream", "batch"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+LOOP_PREFIX = "loop."
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def _list(value: object) -> object:
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
+
+
+class CommonSpec(Frozen):
+    """Keys of every mode."""
+
+    mode: Mode = Field(description="how the model is served: web, stream or batch")
+    variant: Literal["champion", "challenger"] = Field(
+        "champion", description="role of this deployment's predictions in the inference table"
+    )
+    log: Literal["all", "none"] = Field(
+        "all", description="write every prediction to the inference table, or none"
+    )
+    id_column: str | None = Field(
+        None, description="input column with your own key of a row (client_request_id); labels may use it"
+    )
+    timestamp_column: str | None = Field(
+        None,
+        description="input column with the time that a row is about (event_time); monitors' windows use it",
+    )
+
+
+class OnlineSpec(CommonSpec):
+    """Keys of the modes that keep a process running."""
+
+    durability: Durability = Field(
+        "process",
+        description="what an answered prediction survives: a killed process, or a power cut (slower)",
+    )
+
+
+class WebSpec(OnlineSpec):
+    """A web service that speaks the protocol of MLflow's scoring server."""
+
+    mode: Literal["web"] = Field(
+        "web", description="an HTTP service that speaks the protocol of MLflow's scoring server"
+    )
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; only this machine can reach the default"
+    )
+    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes a free one and keeps it")
+    workers: int = Field(1, ge=1, le=64, description="worker processes")
+    threads: int = Field(8, ge=1, le=256, description="requests that one worker answers at a time")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body")
+    max_rows: int = Field(10_000, ge=1, description="most rows in one request")
+    max_queue: int = Field(256, ge=1, description="requests that may wait; more get status 429")
+
+
+class StreamSpec(OnlineSpec):
+    """A consumer of a Pulsar topic that publishes its predictions to another one."""
+
+    mode: Literal["stream"] = Field(
+        "stream", description="a consumer of a Pulsar topic that publishes its predictions"
+    )
+    broker: str | None = Field(
+        None, description="broker URL, pulsar://host:6650; by default an embedded broker is kept in the home"
+    )
+    input_topic: str | None = Field(None, description="topic to read; default NAME-in")
+    output_topic: str | None = Field(None, description="topic for predictions; default NAME-out")
+    feedback_topic: str | None = Field(None, description="topic to read labels from; default NAME-feedback")
+    dead_letter_topic: str | None = Field(
+        None, description="topic for messages that cannot be scored; default INPUT_TOPIC-SUBSCRIPTION-DLQ"
+    )
+    subscription: str | None = Field(
+        None, description="name of the subscription on the input topic; default NAME"
+    )
+    start_position: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a new subscription starts in the input topic"
+    )
+    batch_max: int = Field(1000, ge=1, le=100_000, description="most messages scored at once")
+    batch_wait_ms: int = Field(5, ge=1, le=10_000, description="longest wait for a batch to fill")
+    max_message_bytes: int = Field(
+        1024 * 1024, ge=64, description="larger messages go to the dead-letter topic"
+    )
+    workers: int = Field(1, ge=1, le=64, description="worker processes; the embedded broker takes one")
+
+    @field_validator("broker")
+    @classmethod
+    def _scheme(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"pulsar(\+ssl)?://[^/\s]+", value):
+            raise ValueError("must be a URL such as pulsar://host:6650 or pulsar+ssl://host:6651")
+        return value
+
+    @model_validator(mode="after")
+    def _workers_need_a_broker(self) -> StreamSpec:
+        if self.workers > 1 and self.broker is None:
+            raise ValueError(
+                f"workers={self.workers} needs Apache Pulsar (broker=pulsar://host:6650): the embedded broker takes "
+                "one worker per subscription"
+            )
+        return self
+
+
+class BatchSpec(CommonSpec):
+    """Files in, answers out: by a schedule, by `flywheel batch run`, or for the rows of one predict call."""
+
+    mode: Literal["batch"] = Field(
+        "batch", description="files in, answers out: by schedule, on demand, for given rows"
+    )
+    input: str | None = Field(
+        None, description="what a run scores: a Parquet, CSV, JSON Lines or Delta file, folder or glob"
+    )
+    output: str | None = Field(
+        None, description="folder (or delta: folder) for answers; default batch/NAME/output in the home"
+    )
+    schedule: str | None = Field(
+        None, description='when to run over new input: a cron line of five fields, such as "0 2 * * *"'
+    )
+    timezone: str = Field("UTC", description="time zone of the schedule, such as Europe/Berlin")
+    passthrough: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        ("*",), description="input columns to repeat in the output, comma-separated; * is all of them"
+    )
+    chunk_rows: int = Field(65_536, ge=1, description="rows scored at once: bounds the memory")
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("is not a time zone; give a name such as UTC or Europe/Berlin") from None
+        return value
+
+    @model_validator(mode="after")
+    def _schedule_needs_input(self) -> BatchSpec:
+        if self.schedule is not None:
+            _check_cron(self.schedule, self.timezone)
+            if self.input is None:
+                raise ValueError("schedule needs input=: there is nothing to score regularly")
+        return self
+
+
+Spec = WebSpec | StreamSpec | BatchSpec
+_SPECS: Mapping[str, type[WebSpec | StreamSpec | BatchSpec]] = {
+    "web": WebSpec,
+    "stream": StreamSpec,
+    "batch": BatchSpec,
+}
+
+
+def parse_spec(raw: Mapping[str, Any]) -> Spec:
+    """Validate the keys of a deployment; `loop.` keys are looked at by `parse_loop`.
+
+    An empty value means the default. Raises BadInput that names the key, the value and what would fit.
+    """
+    given = {k: str(v) for k, v in raw.items() if str(v) != "" and not k.startswith(LOOP_PREFIX)}
+    kind = _SPECS[_mode(given, raw)]
+    for key in (key for key in raw if not key.startswith(LOOP_PREFIX)):
+        if key not in kind.model_fields:
+            raise _unknown_key(key, kind)
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise BadInput("; ".join(_complaint(e, given) for e in error.errors())) from None
+
+
+def parse_loop(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Return the `loop.` keys as the policy settings they stand for, validated.
+
+    Raises BadInput that names the key, the value and the nearest valid one.
+    """
+    settings = {k.removeprefix(LOOP_PREFIX): str(v) for k, v in raw.items() if k.startswith(LOOP_PREFIX)}
+    if settings:
+        from mlflow_flywheel.monitors.policy import PolicySpec
+
+        PolicySpec.parse(settings)
+    return settings
+
+
+def check_name(name: str) -> str:
+    """Return the deployment name; raises BadInput when it is no name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadInput(
+            f"deployment name {name!r} is not valid: use 1 to 63 lower-case letters, digits, '-', '_' and '.', "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key as the help shows it."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def keys(mode: Mode) -> Iterator[Key]:
+    """Yield the keys of a mode, its own first."""
+    kind = _SPECS[mode]
+    common = CommonSpec.model_fields.keys()
+    for name in sorted(kind.model_fields, key=lambda name: (name != "mode", name in common)):
+        field = kind.model_fields[name]
+        default = "required" if name == "mode" else _shown(field.default)
+        yield Key(name, _type_name(field.annotation), default, field.description or "")
+
+
+def loop_keys() -> Iterator[Key]:
+    """Yield the policy shortcuts."""
+    from mlflow_flywheel.monitors.policy import PolicySpec
+
+    defaults = PolicySpec.parse({}).model_dump(mode="json")
+    for name, field in PolicySpec.model_fields.items():
+        yield Key(
+            LOOP_PREFIX + name, _type_name(field.annotation), _shown(defaults[name]), field.description or ""
+        )
+
+
+def _mode(given: Mapping[str, str], raw: Mapping[str, Any]) -> str:
+    mode = given.get("mode")
+    if mode is None:
+        hint = nearest("mode", (key for key in raw if key not in _all_keys())).replace(
+            "did you mean", "you gave"
+        )
+        raise BadInput(
+            f"the mode is missing{hint}: give one of mode=web, mode=stream or mode=batch (-C mode=web)"
+        )
+    if mode not in _SPECS:
+        raise BadInput(f"mode {mode!r} does not exist{nearest(mode, MODES)}; known: {', '.join(MODES)}")
+    return mode
+
+
+def _all_keys() -> set[str]:
+    return {name for kind in _SPECS.values() for name in kind.model_fields}
+
+
+def _unknown_key(key: str, kind: type[CommonSpec]) -> BadInput:
+    own = kind.model_fields["mode"].default
+    others = [mode for mode, spec in _SPECS.items() if key in spec.model_fields]
+    if others:
+        return BadInput(
+            f"key {key!r} belongs to mode {' and '.join(others)}, not to mode {own}; leave it out"
+        )
+    known = [*kind.model_fields, LOOP_PREFIX + "*"]
+    return BadInput(
+        f"unknown key {key!r} for mode {own}{nearest(key, kind.model_fields)}; known: {', '.join(known)} "
+        "('mlflow deployments help -t flywheel' explains them)"
+    )
+
+
+def _complaint(error: Any, given: Mapping[str, str]) -> str:
+    said = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if not error["loc"]:
+        return str(said)
+    key = str(error["loc"][0])
+    return f"{key}={given.get(key, '')!r}: {said[0].lower()}{said[1:]}"
+
+
+def _check_cron(expression: str, timezone: str) -> None:
+    if len(expression.split()) != 5:
+        raise ValueError(
+            f'schedule {expression!r} is not a cron line of five fields, such as "0 2 * * *" (every night at two)'
+        )
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default))
+    return str(default)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return "list"
+    names = {str: "text", int: "number", float: "number", timedelta: "duration"}
+    options = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
+    return names.get(options[0], "text")
