@@ -3,6 +3,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlflow_flywheel.monitors.policy import PolicySpec, PolicyState, decide
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.monitors.windows import last_window

@@ -1,8 +1,10 @@
+import itertools
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mlflow_flywheel.monitors.verdicts import Verdict, worst
 from mlflow_flywheel.monitors.windows import (
     Window,
@@ -30,7 +32,7 @@ def test_last_window_ends_at_now_and_naive_moments_are_utc():
 def test_tiles_are_whole_and_adjacent():
     tiles = list(tile(T0, T0 + 10 * DAY + timedelta(hours=5), 3 * DAY))
     assert [t.start for t in tiles] == [T0, T0 + 3 * DAY, T0 + 6 * DAY]
-    assert all(a.end == b.start for a, b in zip(tiles, tiles[1:], strict=False))
+    assert all(a.end == b.start for a, b in itertools.pairwise(tiles))
 
 
 def test_an_empty_window_and_a_length_of_nothing_are_refused():

@@ -1,0 +1,232 @@
+"""Is the model, on the labels that came, still as good as when it was validated?
+
+Three questions, each with a margin and a confidence: is it worse than the reference by its loss, is it worse by its
+ranking (AUC), and does it break a bound that holds for whichever model serves? The last ones keep hearing when every
+promoted model is compared with its own poor past. The loss of a classifier with probabilities is compared as skill:
+log loss alone moves whenever the base rate does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_flywheel.pipelines.training_files import LABEL
+
+from .floors import Floor
+from .measures import Measured, measure, quantiles
+from .outcomes import Outcomes, Task, infer_task, outcomes
+from .reference import Reference
+from .verdicts import Status, Verdict
+from .windows import Window
+
+if TYPE_CHECKING:
+    from .policy import PolicySpec
+
+MONITOR = "performance"
+# Fewer labelled reference rows than this are no yardstick.
+_LEAST_REFERENCE = 50
+_SHOWN = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2")
+
+
+@dataclass(frozen=True)
+class PerformanceSpec:
+    """Thresholds: the margins are tolerated losses against the reference, floors hold for any model."""
+
+    min_rows: int = 200
+    confidence: float = 0.95
+    loss_margin: float = 0.02
+    ranking_margin: float = 0.02
+    floor: tuple[Floor, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, policy: PolicySpec) -> PerformanceSpec:
+        """Return the thresholds that a policy asks for."""
+        return cls(
+            min_rows=policy.min_rows,
+            confidence=policy.confidence,
+            loss_margin=policy.loss_margin,
+            ranking_margin=policy.ranking_margin,
+            floor=policy.floor,
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question: how much worse (`change`, with its interval at the confidence), and how much is tolerated."""
+
+    name: str
+    metric: str
+    change: float
+    low: float
+    high: float
+    limit: float
+
+    @property
+    def status(self) -> Status:
+        """`alarm` when it is surely worse than tolerated, `warn` when it looks so."""
+        return "alarm" if self.low > self.limit else "warn" if self.change > self.limit else "ok"
+
+
+def performance(
+    rows: pa.Table, reference: Reference | None, window: Window, spec: PerformanceSpec | None = None
+) -> Verdict:
+    """Measure the labelled rows of a window and compare them with the version's reference and the floors.
+
+    `rows` are all rows of the window; those without a label count for the coverage only. `unknown` below the fewest
+    labelled rows. Intervals are block bootstraps over days; AUC's from DeLong's placement values.
+    """
+    spec = spec or PerformanceSpec()
+    labelled = rows.filter(pc.is_valid(rows[LABEL]))
+    metrics = _coverage(rows, labelled)
+    if labelled.num_rows < spec.min_rows:
+        few = f"{labelled.num_rows:,} of {rows.num_rows:,} rows have a label, fewer than {spec.min_rows:,}"
+        return Verdict(MONITOR, "unknown", f"{few}: too few to judge", window, metrics)
+    known = reference.outcomes() if reference is not None and LABEL in reference.table.column_names else None
+    task = infer_task(*([known] if known is not None else []), labelled)
+    sample = outcomes(labelled, task)
+    now, before = measure(sample, spec.seed), _yardstick(known, task, spec.seed)
+    if not now.metrics:
+        return Verdict(MONITOR, "unknown", "no label can be compared with its prediction", window, metrics)
+    checks = list(_checks(now, before, task, spec))
+    statuses = {check.status for check in checks}
+    status: Status = "alarm" if "alarm" in statuses else "warn" if "warn" in statuses else "ok"
+    metrics |= now.metrics
+    for name in now.metrics:
+        metrics[f"{name}_low"], metrics[f"{name}_high"] = now.interval(name, spec.confidence)
+    evidence = [*_metric_rows(now, before, spec), *_check_rows(checks)]
+    return Verdict(MONITOR, status, _summary(now, before, checks, sample), window, metrics, evidence)
+
+
+def reference_metrics(reference: Reference) -> dict[str, float]:
+    """Return the reference's own metrics: what the version did when it was validated."""
+    known = reference.outcomes()
+    measured = _yardstick(known, infer_task(known), 0)
+    return measured.metrics if measured else {}
+
+
+def _yardstick(known: pa.Table | None, task: Task, seed: int) -> Measured | None:
+    if known is None:
+        return None
+    sample = outcomes(known, task)
+    # Another seed than the window's: the two bootstraps must be independent.
+    return measure(sample, seed + 1) if len(sample) >= _LEAST_REFERENCE else None
+
+
+def _checks(now: Measured, before: Measured | None, task: Task, spec: PerformanceSpec) -> Iterator[Check]:
+    if before is not None:
+        if task.kind == "regression":
+            yield from _against(now, before, "mae", spec.loss_margin, spec.confidence, relative=True)
+        elif "skill" in now.metrics and "skill" in before.metrics:
+            yield from _against(now, before, "skill", spec.loss_margin, spec.confidence)
+        else:
+            yield from _against(now, before, "accuracy", spec.loss_margin, spec.confidence)
+        yield from _against(now, before, "auc", spec.ranking_margin, spec.confidence)
+    # A model that never beat a constant answer (class weights distort its probabilities, say) has no such floor.
+    if before is None or before.metrics.get("skill", 0.0) >= 0:
+        yield from _beyond(now, Floor(metric="skill", sense=">=", limit=0.0), spec.confidence)
+    for floor in spec.floor:
+        yield from _beyond(now, floor, spec.confidence)
+
+
+def _against(
+    now: Measured, before: Measured, metric: str, margin: float, confidence: float, relative: bool = False
+) -> Iterator[Check]:
+    if metric not in now.metrics or metric not in before.metrics:
+        return
+    new, old = now.metrics[metric], before.metrics[metric]
+    news, olds = now.replicates[metric], before.replicates[metric]
+    if relative:
+        if old <= 0:
+            return
+        change, changes = new / old - 1, news / np.where(olds > 0, olds, np.nan) - 1
+    else:
+        change, changes = old - new, olds - news
+    low, high = quantiles(changes, min(now.blocks, before.blocks), 1 - confidence)
+    yield Check(f"{metric} against the reference", metric, change, low, high, margin)
+
+
+def _beyond(now: Measured, floor: Floor, confidence: float) -> Iterator[Check]:
+    if floor.metric not in now.metrics:
+        return
+    sign = -1.0 if floor.sense == ">=" else 1.0
+    low, high = quantiles(now.replicates[floor.metric] * sign, now.blocks, 1 - confidence)
+    shift = floor.limit * sign
+    yield Check(
+        f"floor {floor}",
+        floor.metric,
+        now.metrics[floor.metric] * sign - shift,
+        low - shift,
+        high - shift,
+        0.0,
+    )
+
+
+def _coverage(rows: pa.Table, labelled: pa.Table) -> dict[str, float]:
+    found: dict[str, float] = {"rows": rows.num_rows, "label_rows": labelled.num_rows}
+    if rows.num_rows:
+        found["label_coverage"] = labelled.num_rows / rows.num_rows
+    if labelled.num_rows and {"label_time", "event_time"} <= set(labelled.column_names):
+        times = [
+            labelled[n].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+            for n in ("label_time", "event_time")
+        ]
+        hours = pc.divide(pc.cast(pc.subtract(*times), pa.float64()), 3.6e9).to_numpy()
+        found["label_delay_hours"] = float(np.nanmedian(hours)) if not np.isnan(hours).all() else math.nan
+    return found
+
+
+def _metric_rows(now: Measured, before: Measured | None, spec: PerformanceSpec) -> Iterator[dict[str, Any]]:
+    for name, value in now.metrics.items():
+        low, high = now.interval(name, spec.confidence)
+        row = {"metric": name, "value": value, "low": _finite(low), "high": _finite(high)}
+        if before is not None and name in before.metrics:
+            was_low, was_high = before.interval(name, spec.confidence)
+            row |= {
+                "reference": before.metrics[name],
+                "reference_low": _finite(was_low),
+                "reference_high": _finite(was_high),
+            }
+        yield row
+
+
+def _check_rows(checks: list[Check]) -> Iterator[dict[str, Any]]:
+    for check in checks:
+        yield {
+            "check": check.name,
+            "metric": check.metric,
+            "worse_by": check.change,
+            "worse_by_low": _finite(check.low),
+            "worse_by_high": _finite(check.high),
+            "tolerated": check.limit,
+            "status": check.status,
+        }
+
+
+def _summary(now: Measured, before: Measured | None, checks: list[Check], sample: Outcomes) -> str:
+    def shown(name: str) -> str:
+        was = f" (reference {before.metrics[name]:.3f})" if before and name in before.metrics else ""
+        return f"{name} {now.metrics[name]:.3f}{was}"
+
+    text = ", ".join(shown(name) for name in _SHOWN if name in now.metrics)
+    text += f" on {now.rows:,} labelled rows"
+    for wanted, words in (("alarm", "surely"), ("warn", "perhaps")):
+        failed = [c for c in checks if c.status == wanted]
+        if failed:
+            text += f"; {words} worse: " + ", ".join(f"{c.name} by {c.change:.3f}" for c in failed)
+    if before is None:
+        text += "; no labelled reference to compare with"
+    if sample.unreadable:
+        text += f"; {sample.unreadable:,} labels cannot be read as {sample.kind} labels"
+    return text
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
