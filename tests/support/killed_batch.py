@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from mlflow_flywheel.pipelines.batch import run_batch
@@ -40,12 +41,14 @@ def attempt(config: BatchConfig, kill_after: float | None) -> float | None:
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             run_batch(config, sum_scorer())
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
+            code = 0
+        finally:
+            if code:
+                traceback.print_exc()
+            os._exit(code)
     if kill_after is not None:
         threading.Event().wait(kill_after)
         os.kill(pid, signal.SIGKILL)
