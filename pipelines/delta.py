@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from .errors import Unavailable
 
 _ATTEMPTS = 50
 _CONFIGURATION = {
-    # statistics of a few columns only: the log stays 9 times smaller
-    "delta.logRetentionDuration": "interval 7 days",
+    # a commit every second or two makes a long log, and a long log makes every commit slow: keep an hour of it
+    "delta.logRetentionDuration": "interval 1 hours",
     "delta.deletedFileRetentionDuration": "interval 1 hours",
     "delta.checkpointInterval": "100",
 }
@@ -152,11 +151,6 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} does not exist yet; deploy the model first") from None
         except (DeltaError, OSError) as error:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
-
-
-def earliest_kept() -> datetime:
-    """Return the time before which old snapshots may be gone."""
-    return datetime.now(timezone.utc) - timedelta(hours=1)
 
 
 def _committed(table: DeltaTable, app: str) -> int:
