@@ -35,6 +35,18 @@ def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process
     return found
 
 
+def descendants_with(variable: str, value: str) -> list[psutil.Process]:
+    """Return the processes that this one started, or they did, whose environment has the variable with this value."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.environ().get(variable) == value:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # gone meanwhile
+    return found
+
+
 def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
     """Terminate the processes and wait; kill those that are left after the grace."""
     sent = {process.pid: process for process in processes if _sent(process, signal.SIGTERM)}
