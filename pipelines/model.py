@@ -103,7 +103,7 @@ def load_scorer(ref: ModelRef) -> Scorer:
     schema = FeatureSchema.from_signature(model.metadata.signature, describe(ref))
     call, classes, raw = _caller(model)
     example = _input_example(model, schema, ref)
-    kind = _kind_from_signature(model.metadata.signature)
+    kind = prediction_kind(model.metadata.signature)
     scorer = Scorer(ref, schema, call, classes, example, kind, raw)
     if example is not None:
         observed = "string" if pa.types.is_string(scorer.predict(example).values.type) else "double"
@@ -209,7 +209,8 @@ def _proba_to_arrow(proba: Any) -> pa.Array | None:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.ravel()))
 
 
-def _kind_from_signature(signature: Any) -> str | None:
+def prediction_kind(signature: Any) -> str | None:
+    """Return the type of a prediction that a signature tells, "double" or "string", or None when it tells none."""
     outputs = getattr(signature, "outputs", None)
     if outputs is None or len(outputs.inputs) != 1:
         return None
