@@ -58,7 +58,7 @@ def pair(reference: pa.ChunkedArray, current: pa.ChunkedArray) -> Pair:
     if kind == "moment":
         return Pair(kind, (len(reference), len(current)), (reference.null_count, current.null_count))
     if kind == "category":
-        return _categories(_texts(reference), _texts(current))
+        return _categories(texts_of(reference), texts_of(current))
     (a, infinite_a), (b, infinite_b) = _numbers(reference), _numbers(current)
     levels = np.unique(a)
     if 0 < len(levels) <= DISCRETE:
@@ -91,7 +91,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as texts, missing values as null. Raises Unreadable for nested values."""
     column = _plain(column)
     try:
         if pa.types.is_floating(column.type):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.training_files import PREDICTION
 
 from .columns import Pair, Unreadable, kind_of, pair
+from .outcomes import probabilities
 from .reference import FEATURE_PREFIX, Reference
 from .statistics import Comparison, benjamini_hochberg, compare_counts, compare_numbers, compare_shares
 from .verdicts import Status, Verdict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .policy import PolicySpec
 
 MONITOR = "drift"
+PREDICTION_SCORE = "prediction score"
 # A change of the missing share that Cohen calls small: 0 to 1%, 5 to 10%, 50 to 60%.
 MISSING_EFFECT = 0.2
 # More rows than this on a side are sampled: the tests have power to spare, and time stays bounded.
@@ -136,16 +138,15 @@ def _predictions(old: pa.Table, new: pa.Table) -> Iterator[ColumnDrift]:
     """Compare what the model says: the score of a binary classifier, else the predicted value or class."""
     if PREDICTION not in old.column_names:
         return
-    scores = [_scores(table) for table in (old, new)]
+    scores = [scores_of(table) for table in (old, new)]
     if scores[0] is not None and scores[1] is not None:
-        yield _compare("prediction score", "prediction", scores[0], scores[1])
+        yield _compare(PREDICTION_SCORE, "prediction", scores[0], scores[1])
     else:
         yield _compare(PREDICTION, "prediction", old[PREDICTION], new[PREDICTION])
 
 
-def _scores(table: pa.Table) -> pa.ChunkedArray | None:
-    from .outcomes import probabilities
-
+def scores_of(table: pa.Table) -> pa.ChunkedArray | None:
+    """Return the positive class's probability, or None when it is no binary classifier with probabilities."""
     proba = probabilities(table)
     return pa.chunked_array([pa.array(proba[:, 1])]) if proba is not None and proba.shape[1] == 2 else None
 
