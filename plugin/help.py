@@ -37,8 +37,8 @@ def help_text() -> str:
         parts.append(_section(f"Keys of mode={mode} (-C key=value)", keys(mode)))
     parts.append(
         _section(
-            "Keys of the loop: what is watched and what may be done about it, per registered model. Without any of "
-            "them nothing is watched.",
+            "Keys of the loop: how the registered model is watched, whatever its deployments, and what may be done "
+            "about it",
             loop_keys(),
         )
     )

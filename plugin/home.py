@@ -99,13 +99,17 @@ class Home:
         """Return where the supervised process writes its output."""
         return self.logs / f"{process}.log"
 
+    def deployment(self, name: str) -> Path:
+        """Return the folder of one deployment's files."""
+        return self.deployments / name
+
     def config_file(self, deployment: str) -> Path:
         """Return the JSON file that tells a deployment's master what to serve."""
-        return self.deployments / f"{deployment}.json"
+        return self.deployment(deployment) / "config.json"
 
     def status_file(self, deployment: str) -> Path:
         """Return the file in which a deployment's master reports its generations."""
-        return self.deployments / f"{deployment}.status.json"
+        return self.deployment(deployment) / "status.json"
 
     def socket(self) -> Path:
         """Return the supervisor's unix socket: in the home, or in a private temporary folder for long paths.

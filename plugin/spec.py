@@ -153,7 +153,9 @@ class BatchSpec(CommonSpec):
     @model_validator(mode="after")
     def _schedule_needs_input(self) -> BatchSpec:
         if self.schedule is not None:
-            _check_cron(self.schedule, self.timezone)
+            from mlflow_flywheel.monitors.schedule import cron_trigger
+
+            cron_trigger(self.schedule, self.timezone)
             if self.input is None:
                 raise ValueError("schedule needs input=: there is nothing to score regularly")
         return self
@@ -275,13 +277,6 @@ def _complaint(error: Any, given: Mapping[str, str]) -> str:
         return str(said)
     key = str(error["loc"][0])
     return f"{key}={given.get(key, '')!r}: {said[0].lower()}{said[1:]}"
-
-
-def _check_cron(expression: str, timezone: str) -> None:
-    if len(expression.split()) != 5:
-        raise ValueError(
-            f'schedule {expression!r} is not a cron line of five fields, such as "0 2 * * *" (every night at two)'
-        )
 
 
 def _shown(default: Any) -> str:

@@ -1,0 +1,188 @@
+"""Batch deployments: no process of their own; the daemon runs their jobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.errors import BadInput, ModelError
+from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.model_files import FetchedModel, model_in_force
+from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task
+from mlflow_flywheel.plugin.spec import BatchSpec, parse_spec
+
+from .base import Answers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What one run is asked for; the payload of a `batch_run` task.
+
+    Without `input` it is the deployment's own, with what is new in it since its last run.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    passthrough: tuple[str, ...] | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"input": self.input, "output": self.output, "passthrough": self.passthrough}
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> BatchRequest:
+        """Read the JSON form; an empty payload asks for the deployment's own input."""
+        kept = payload.get("passthrough")
+        return cls(payload.get("input"), payload.get("output"), None if kept is None else tuple(kept))
+
+
+class BatchOperations:
+    """See ModeOperations."""
+
+    def check(self, context: Context, name: str, spec: BatchSpec) -> None:
+        from mlflow_flywheel.pipelines.batch.inputs import (
+            DELTA_PREFIX,
+            find_inputs,
+            local_path,
+            searched_folder,
+        )
+
+        if spec.input is not None:
+            tables = [file.path for file in find_inputs(spec.input) if file.format == "delta"]
+            if tables and spec.schedule is not None:
+                raise BadInput(
+                    f"input {spec.input!r} is a Delta table, and a scheduled run would score all of it every time; give "
+                    "a folder of files, or leave out schedule="
+                )
+        target = Path(local_path(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output"))
+        root = searched_folder(spec.input) if spec.input is not None else None
+        if root is not None and target.is_relative_to(root):
+            raise BadInput(
+                f"output {str(target)!r} is within the input {spec.input!r} and would become input; give another folder"
+            )
+        place = next(folder for folder in (target, *target.parents) if folder.exists())
+        if not os.access(place, os.W_OK):
+            raise BadInput(
+                f"output {str(target)!r} cannot be written: {str(place)!r} is not writable; give another"
+            )
+
+    def start(
+        self, context: Context, name: str, spec: BatchSpec, model: FetchedModel, timeout: float
+    ) -> str | None:
+        _prove(name, model)
+        return None
+
+    def swap(
+        self, context: Context, record: DeploymentRecord, spec: BatchSpec, model: FetchedModel, timeout: float
+    ) -> str | None:
+        _prove(record.name, model)
+        return None
+
+    def stop(self, context: Context, name: str, forget: BatchSpec | None = None) -> None:
+        shutil.rmtree(_folder(context, name) / "state", ignore_errors=True)
+        shutil.rmtree(_folder(context, name) / "asked", ignore_errors=True)
+
+    def predict(
+        self, context: Context, record: DeploymentRecord, spec: BatchSpec, rows: pd.DataFrame, timeout: float
+    ) -> Answers:
+        import pyarrow.parquet as pq
+
+        folder = _folder(context, record.name) / "asked" / uuid.uuid4().hex
+        folder.mkdir(mode=0o700, parents=True)
+        try:
+            rows.to_parquet(folder / "rows.parquet", index=False)
+            request = BatchRequest(str(folder / "rows.parquet"), str(folder / "answers.parquet"), ())
+            task = context.records.enqueue("batch_run", record.name, request.payload(), "predict")
+            done = context.records.wait(task, timeout)
+            if done.status == "failed":
+                raise BadInput(f"batch deployment {record.name!r} could not score the rows: {done.error}")
+            answers = pq.read_table(folder / "answers.parquet", columns=["prediction", "prediction_id"])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return Answers(answers.column("prediction").to_pylist(), answers.column("prediction_id").to_pylist())
+
+    def state(self, context: Context, record: DeploymentRecord) -> str:
+        return "ready"
+
+    def places(self, context: Context, record: DeploymentRecord, spec: BatchSpec) -> Mapping[str, Any]:
+        return {"input": spec.input, "output": _output(context, record.name, spec), "schedule": spec.schedule}
+
+
+def batch_job(context: Context, task: Task) -> BatchConfig:
+    """Return the job that a `batch_run` task stands for: its version is the one in force when the task was first tried.
+
+    The task's id names the job, so a task that is tried again goes on where its first attempt was killed. Raises
+    BadInput when neither the task nor the deployment says what to score.
+    """
+    from mlflow_flywheel.pipelines.batch.inputs import is_delta
+
+    record = context.records.deployment(task.subject)
+    spec = parse_spec(record.config)
+    if not isinstance(spec, BatchSpec):
+        raise BadInput(
+            f"deployment {record.name!r} is a {record.mode} deployment; only batch deployments have runs"
+        )
+    request = BatchRequest.of(task.payload)
+    source = request.input or spec.input
+    if source is None:
+        raise BadInput(
+            f"batch deployment {record.name!r} has no input; set it ('mlflow deployments update -C input=...') or "
+            f"name one: 'flywheel batch run {record.name} --input ...'"
+        )
+    return BatchConfig(
+        deployment=record.name,
+        model=model_in_force(context, record),
+        variant=spec.variant,
+        tables=context.home.tables,
+        state_dir=str(_folder(context, record.name) / "state"),
+        job_id=f"{record.name}-{record.created:%Y%m%d%H%M%S}-{task.id}",
+        input=source,
+        output=request.output or _output(context, record.name, spec),
+        id_column=spec.id_column,
+        timestamp_column=spec.timestamp_column,
+        passthrough=spec.passthrough if request.passthrough is None else request.passthrough,
+        log=spec.log == "all",
+        chunk_rows=spec.chunk_rows,
+        incremental=request.input is None and not source.startswith("delta:") and not is_delta(source),
+    )
+
+
+def absolute_paths(spec: BatchSpec) -> dict[str, str]:
+    """Return the keys whose paths were relative to the caller's folder, made absolute: the daemon has another one."""
+    from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX, local_path
+
+    changed = {}
+    for key in ("input", "output"):
+        value = getattr(spec, key)
+        if value is not None:
+            prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
+            changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
+    return changed
+
+
+def _prove(name: str, model: FetchedModel) -> None:
+    """Load the model and let it score its input example, as a web or stream worker would before it serves."""
+    try:
+        load_scorer(model.ref)
+    except SystemExit as error:
+        raise ModelError(
+            f"deployment {name!r} cannot serve: its model exits while it is loaded ({error})"
+        ) from None
+
+
+def _folder(context: Context, name: str) -> Path:
+    return context.home.batch / name
+
+
+def _output(context: Context, name: str, spec: BatchSpec) -> str:
+    return spec.output or str(_folder(context, name) / "output")
