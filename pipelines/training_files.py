@@ -28,7 +28,9 @@ PREDICTION_ID = "flywheel.prediction_id"
 REFERENCE_ARTIFACT = "flywheel/reference.parquet"
 LINEAGE_ARTIFACT = "flywheel/lineage.json"
 REFERENCE_TAG = "flywheel.reference"
+BASE_TAG = "flywheel.base"
 LABEL_TAG = "flywheel.label"
+HOLDOUT_START_TAG = "flywheel.holdout_start"
 
 _RESERVED = (LABEL, PREDICTION, PREDICTION_PROBA)
 

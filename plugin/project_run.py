@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .context import log_tail
 from .runners.processes import descendants_with, end_processes
 
 _log = logging.getLogger(__name__)
 _GRACE_SECONDS = 5.0
-_TAIL_BYTES = 20_000
-_TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def run_project(
     with _output_to(log_file), _environment(environment):
         watch.start()
         try:
-            mlflow.projects.run(
+            mlflow.projects.run(  # type: ignore[no-untyped-call]
                 uri,
                 entry_point,
                 parameters=dict(parameters),
@@ -74,18 +73,7 @@ def run_project(
         status = "KILLED"
     if status != "FINISHED":
         MlflowClient().set_terminated(run_id, status)
-    return ProjectOutcome(status, tail(log_file))
-
-
-def tail(path: Path) -> str:
-    """Return the last lines of a log file; empty when there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+    return ProjectOutcome(status, log_tail(log_file))
 
 
 def _end_project(run_id: str, ended: threading.Event) -> None:

@@ -94,9 +94,10 @@ def add_version(client: MlflowClient, resolved: ResolvedModel, name: str, tags: 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise FlywheelError(f"model {name!r} cannot be registered: {error.message}") from error
-    run_id = client.get_logged_model(resolved.model_id).source_run_id or None
+    model_id = str(resolved.model_id)
+    run_id = client.get_logged_model(model_id).source_run_id or None
     made = client.create_model_version(
-        name, f"models:/{resolved.model_id}", run_id=run_id, tags=tags, model_id=resolved.model_id
+        name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id
     )
     return str(made.version)
 

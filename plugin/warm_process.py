@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -49,6 +48,11 @@ class WarmProcess:
     def pid(self) -> int | None:
         """Return the child's process id; None while there is none."""
         return self._pid
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to take no more calls."""
+        return self._stopped
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
         """Return what the function returns in the child.
@@ -148,6 +152,6 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[
         return True, function(*arguments)
     except FlywheelError as error:
         return False, error.message
-    except Exception as error:
-        _log.error("%s failed:\n%s", getattr(function, "__name__", function), traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 - whatever it was, the caller in the other process must hear of it
+        _log.exception("%s failed", getattr(function, "__name__", function))
         return False, f"{type(error).__name__}: {error}"

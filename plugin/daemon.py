@@ -1,0 +1,235 @@
+"""The process that keeps a home turning: commits, schedules, tasks, rollouts, the broker's health.
+
+    python -m mlflow_flywheel.plugin.daemon --home PATH
+
+One per home (a lock); nothing is lost when it dies: work is in the records, rows are in the spool, and the next daemon
+takes both up. What it does and what troubles it is in `daemon.json` in the home.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .context import Context
+
+STATUS_FILE, LOCK_FILE = "daemon.json", "daemon.lock"
+_log = logging.getLogger(__name__)
+_COMMIT_SECONDS = 0.5
+_FOLLOW_SECONDS = 1.0
+_SYNC_SECONDS = 2.0
+_BROKER_SECONDS = 1.0
+_STATUS_SECONDS = 1.0
+_STOP_SECONDS = 10.0
+
+
+class Daemon:
+    """The threads of one home. `run` returns after SIGTERM or SIGINT, with no process left behind."""
+
+    def __init__(self, context: Context) -> None:
+        from mlflow_flywheel.monitors.schedule import Schedule
+        from mlflow_flywheel.pipelines.committer import Committer
+
+        from .background import Repeating, TaskThread, Trouble
+        from .tasks import batch_handlers, loop_handlers
+        from .warm_process import WarmProcess
+
+        self._context = context
+        self._stop = threading.Event()
+        self._trouble = Trouble()
+        self._worker = f"daemon-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._started = datetime.now(timezone.utc)
+        self._committer = Committer(context.home.spool, context.home.tables)
+        self._committed: dict[str, Any] = {
+            "rows": 0,
+            "feedback_rows": 0,
+            "duplicates": 0,
+            "last_commit": None,
+        }
+        self._schedule = Schedule(context.home.database_url)
+        self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
+        repeated = {
+            "commits": (_COMMIT_SECONDS, self._commit),
+            "rollouts": (_FOLLOW_SECONDS, self._follow),
+            "schedule": (_SYNC_SECONDS, self._sync),
+            "broker": (_BROKER_SECONDS, self._look_after_broker),
+        }
+        self._repeating = [
+            Repeating(name, seconds, function, self._stop, self._trouble)
+            for name, (seconds, function) in repeated.items()
+        ]
+        self._tasks = [
+            TaskThread(
+                name,
+                context.records,
+                self._worker,
+                handlers,
+                self._stop,
+                self._trouble,
+                idle=warm.drop_if_idle,
+            )
+            for name, handlers, warm in (
+                ("batch runs", batch_handlers(context, self._batch), self._batch),
+                ("loop", loop_handlers(context, self._loop), self._loop),
+            )
+        ]
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        again = self._context.records.requeue_abandoned(lambda worker: worker == self._worker)
+        if again:
+            _log.info("tasks %s of a daemon that died are queued again", again)
+        self._schedule.start()
+        for thread in (*self._repeating, *self._tasks):
+            thread.start()
+        _log.info("daemon of %s is ready", self._context.home.path)
+        while not self._stop.wait(_STATUS_SECONDS):
+            self._report()
+        self._end()
+
+    def _end(self) -> None:
+        """Cut tasks short (they are taken up again), let a commit in progress finish, and go."""
+        _log.info("stopping")
+        self._schedule.stop()
+        self._batch.stop()
+        self._loop.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in (*self._tasks, *self._repeating):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        (self._context.home.path / STATUS_FILE).unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        report = self._committer.commit_once()
+        if report.segments:
+            for name in ("rows", "feedback_rows", "duplicates"):
+                self._committed[name] += getattr(report, name)
+            self._committed["last_commit"] = datetime.now(timezone.utc).isoformat()
+
+    def _follow(self) -> None:
+        from .rollout import follow_once
+
+        context = self._context
+        follow_once(context.home, context.records, context.runner)
+
+    def _sync(self) -> None:
+        from .tasks import recurring_jobs
+
+        self._schedule.sync(recurring_jobs(self._context))
+
+    def _look_after_broker(self) -> None:
+        """Restart the embedded broker when a stream worker found that it holds messages back."""
+        from mlflow_flywheel.pipelines.stream.stats import needs_broker_restart
+
+        from .embedded_broker import broker_exists
+        from .runners.base import BROKER
+
+        if not broker_exists(self._context):
+            return
+        streams = self._context.records.deployments(mode="stream")
+        for broker in self._context.runner.status(BROKER):
+            started = datetime.now(timezone.utc) - timedelta(seconds=broker.uptime)
+            files = [self._context.home.status_file(d.name) for d in streams if "broker" not in d.config]
+            if broker.alive and needs_broker_restart(files, started):
+                _log.warning("the embedded broker holds messages back; restarting it")
+                self._context.runner.restart(BROKER)
+
+    def _report(self) -> None:
+        """Write the status file, whole or not at all."""
+        running = [thread.current for thread in self._tasks if thread.current is not None]
+        status = {
+            "pid": os.getpid(),
+            "started": self._started.isoformat(),
+            "updated": datetime.now(timezone.utc).isoformat(),
+            **self._committed,
+            "waiting_bytes": waiting_bytes(self._context.home.spool),
+            "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
+            "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},
+            "trouble": self._trouble.current(),
+        }
+        file = self._context.home.path / STATUS_FILE
+        temporary = file.with_name(f"{file.name}.new")
+        temporary.write_text(json.dumps(status, indent=2))
+        temporary.replace(file)
+
+
+def waiting_bytes(spool: Path) -> int:
+    """Return how much is in the spool that no commit has taken yet."""
+    waiting = 0
+    for pattern in ("*/*/*/*.seg", "*/*/*/*.open"):
+        for path in spool.glob(pattern):
+            try:
+                waiting += path.stat().st_size
+            except FileNotFoundError:  # committed meanwhile
+                continue
+    return waiting
+
+
+def read_status(home: Path) -> dict[str, Any] | None:
+    """Return what the daemon of a home last said about itself; None when none runs."""
+    if not is_running(home):
+        return None
+    try:
+        status: dict[str, Any] = json.loads((home / STATUS_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {"trouble": {}, "tasks": []}
+    return status
+
+
+def is_running(home: Path) -> bool:
+    """Tell whether a daemon holds the home's lock."""
+    with _locked(home) as mine:
+        return not mine
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[bool]:
+    """Hold the home's lock, or say that a daemon has it."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(home / LOCK_FILE, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@click.command()
+@click.option("--home", required=True, type=click.Path(path_type=Path), help="the home folder")
+def main(home: Path) -> None:
+    """Keep the home at PATH turning until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    with _locked(home) as mine:
+        if not mine:
+            raise click.ClickException(
+                f"a daemon works on the home {str(home)!r} already; 'flywheel status' shows it, 'flywheel down' ends it"
+            )
+        from .context import Context
+        from .home import Home
+
+        Daemon(Context.open(Home(home))).run()
+    # Threads that did not end in time must not hold the process: what they do can be done again.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

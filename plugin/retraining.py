@@ -1,0 +1,336 @@
+"""From a reason to retrain to a version that was gated: training set, project run, gate, registry, alias.
+
+The champion serves on whatever happens here. Every step leaves its trace (the MLflow run, the version's tags, the
+action record) before the next begins, so a retraining that was killed is taken up again without a second version.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow_flywheel.pipelines
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.lineage import LINEAGE_FILE, TrainingSet, TrainingSetSpec
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
+from mlflow_flywheel.pipelines.reference_file import make_reference
+from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model, resolve_model
+from mlflow_flywheel.pipelines.retrain import check_refittable
+from mlflow_flywheel.pipelines.training_files import (
+    BASE_TAG,
+    HOLDOUT_START_TAG,
+    LABEL_TAG,
+    LINEAGE_ARTIFACT,
+    REFERENCE_TAG,
+    write_rows,
+)
+from mlflow_flywheel.pipelines.training_set import build_training_set
+
+from .home import Home
+from .project_run import run_project
+from .records import Records
+from .registration import add_version, log_reference
+from .runners.base import process_environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+PARENT_TAG, TRIGGER_TAG = "flywheel.parent", "flywheel.trigger"
+GATE_TAG, LINEAGE_TAG = "flywheel.gate", "flywheel.lineage"
+
+_log = logging.getLogger(__name__)
+_PROJECT = str(Path(mlflow_flywheel.pipelines.__file__).parent)
+_PROJECT_SECONDS = 3600.0
+# A web or stream worker seals its segment within a second: what was received before `known_at` is committed by then.
+_SETTLE_SECONDS = 1.5
+_TEXT_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """One attempt: the model, its champion, and the run that the challenger comes from."""
+
+    home: Home
+    client: MlflowClient
+    policy: PolicySpec
+    champion: ResolvedModel
+    reason: str
+    as_of: datetime
+    run_id: str
+    experiment_id: str
+
+    @property
+    def model(self) -> str:
+        return self.champion.name
+
+    @property
+    def folder(self) -> Path:
+        """Return where the training set is while the attempt lasts."""
+        return self.home.path / "retraining" / self.run_id
+
+
+def run_retraining(
+    home: Home, records: Records, model: str, reason: str, as_of: datetime, action_id: int
+) -> dict[str, Any]:
+    """Refit the champion of a model on what was known at `as_of`, gate it, and promote it when the policy says so.
+
+    Returns, and writes to the action record: `status` ("promoted", "waiting" for approval, "refused" by the gate, or
+    "failed"), `reason`, `run_id`, `version`, `gate` and `promoted`. Expected failures are an outcome, not an error.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(home.tracking_uri)
+    run_id = records.update_action(action_id, "running").run_id
+    try:
+        policy = PolicySpec.parse(records.policy(model))
+        version = _made_before(client, run_id)
+        if version is None:
+            champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
+            experiment_id = experiment(client, model)
+            run_id = _new_run(client, experiment_id, champion, reason, as_of)
+            records.update_action(action_id, "running", run_id=run_id)
+            version = _challenge(
+                Challenge(home, client, policy, champion, reason, as_of, run_id, experiment_id)
+            )
+        result = _release(client, policy, version)
+    except (FlywheelError, MlflowException) as error:
+        _log.warning("retraining of %s failed: %s", model, error.message)
+        _end_run(client, run_id, "FAILED")
+        result = {"status": "failed", "reason": error.message, "run_id": run_id, "version": None}
+        result |= {"gate": None, "promoted": False}
+    records.update_action(action_id, result["status"], result, result["run_id"])
+    return result
+
+
+def experiment(client: MlflowClient, model: str) -> str:
+    """Return the id of the experiment `flywheel/<model>`, made when it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"flywheel/{model}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return experiment(client, model)  # another process made it in this moment
+    return str(found.experiment_id)
+
+
+def _challenge(attempt: Challenge) -> ModelVersion:
+    """Train, gate and register a challenger, and return its version."""
+    try:
+        champion_ref = download_model(attempt.champion, attempt.home.models, attempt.home.tracking_uri)
+        check_refittable(Path(champion_ref.path))
+        champion = load_scorer(champion_ref)
+        tags = attempt.client.get_model_version(attempt.model, attempt.champion.version).tags
+        training_set = _training_set(attempt, champion, tags)
+        model_id = _train(attempt, training_set, champion_ref.path)
+        resolved = resolve_model(f"models:/{model_id}", attempt.home.tracking_uri)
+        challenger = load_scorer(download_model(resolved, attempt.folder, attempt.home.tracking_uri))
+        InferenceTable.open(attempt.home.tables, attempt.model).ensure(challenger.schema, challenger.kind)
+        gate = compare(
+            champion,
+            challenger,
+            training_set.holdout(),
+            kind_of(champion),
+            seed=training_set.lineage.seed,
+            confidence=attempt.policy.gate_confidence,
+            margin=attempt.policy.gate_margin,
+        )
+        _log_gate(attempt, gate, model_id)
+        return _register(attempt, resolved, challenger, training_set, gate, tags)
+    finally:
+        shutil.rmtree(attempt.folder, ignore_errors=True)
+
+
+def _training_set(attempt: Challenge, champion: Scorer, tags: Mapping[str, str]) -> TrainingSet:
+    """Freeze what is known now and build the training set from it."""
+    known_at = datetime.now(timezone.utc)
+    base_uri = tags.get(BASE_TAG) or tags.get(REFERENCE_TAG)
+    base = _download(attempt, base_uri) if base_uri else None
+    settled = known_at + timedelta(seconds=_SETTLE_SECONDS)
+    time.sleep(max(0.0, (settled - datetime.now(timezone.utc)).total_seconds()))
+    Committer(attempt.home.spool, attempt.home.tables).commit_once()
+    not_before = tags.get(HOLDOUT_START_TAG)
+    spec = TrainingSetSpec(
+        model=attempt.model,
+        parent_version=attempt.champion.version,
+        start=attempt.as_of - attempt.policy.training_window,
+        as_of=attempt.as_of,
+        known_at=known_at,
+        max_rows=attempt.policy.max_rows,
+        holdout_share=attempt.policy.holdout_share,
+        holdout_rows=attempt.policy.holdout_rows,
+        holdout_not_before=datetime.fromisoformat(not_before) if not_before else None,
+        base=base_uri,
+        table_versions=None,
+    )
+    made = build_training_set(spec, attempt.home.tables, champion.schema, attempt.folder / "set", base)
+    attempt.client.log_artifact(
+        attempt.run_id, str(made.folder / LINEAGE_FILE), LINEAGE_ARTIFACT.rpartition("/")[0]
+    )
+    return made
+
+
+def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
+    """Run the retraining project and return the id of the model that it logged."""
+    parameters = {
+        "training_set": str(training_set.folder),
+        "parent": parent,
+        "seed": str(training_set.lineage.seed),
+    }
+    for name, value in parameters.items():
+        attempt.client.log_param(attempt.run_id, name, value)
+    log_file = attempt.folder / "retrain.log"
+    outcome = run_project(
+        _PROJECT,
+        parameters,
+        run_id=attempt.run_id,
+        experiment_id=attempt.experiment_id,
+        environment=process_environment(attempt.home.tracking_uri, attempt.home.path),
+        log_file=log_file,
+        timeout=_PROJECT_SECONDS,
+    )
+    attempt.client.log_artifact(attempt.run_id, str(log_file), "logs")
+    if outcome.status == "KILLED":
+        raise FlywheelError(
+            f"the retraining run was killed after {_PROJECT_SECONDS:g} s; the champion serves on"
+        )
+    if outcome.status == "FAILED":
+        raise FlywheelError(
+            f"the retraining run failed; the champion serves on. It said:\n{outcome.log_tail}"
+        )
+    outputs = attempt.client.get_run(attempt.run_id).outputs
+    if outputs is None or not outputs.model_outputs:
+        raise FlywheelError(
+            "the retraining project finished without logging a model; call log_model in its run"
+        )
+    return str(outputs.model_outputs[-1].model_id)
+
+
+def _register(
+    attempt: Challenge,
+    resolved: ResolvedModel,
+    challenger: Scorer,
+    training_set: TrainingSet,
+    gate: GateResult,
+    parent_tags: Mapping[str, str],
+) -> ModelVersion:
+    """Make the challenger a version whose tags say where it comes from and what the gate said."""
+    lineage = training_set.lineage
+    path = attempt.folder / "reference.parquet"
+    write_rows(make_reference(challenger, training_set.holdout(), seed=lineage.seed), path)
+    assert resolved.model_id is not None
+    tags = {
+        REFERENCE_TAG: log_reference(attempt.client, resolved.model_id, attempt.model, path),
+        LABEL_TAG: parent_tags.get(LABEL_TAG, ""),
+        BASE_TAG: lineage.base or "",
+        PARENT_TAG: attempt.champion.version,
+        TRIGGER_TAG: attempt.reason[:_TEXT_LENGTH],
+        LINEAGE_TAG: f"runs:/{attempt.run_id}/{LINEAGE_ARTIFACT}",
+        HOLDOUT_START_TAG: lineage.holdout_start.isoformat(),
+        GATE_TAG: json.dumps({**gate.to_dict(), "reason": gate.reason[:_TEXT_LENGTH]}),
+    }
+    number = add_version(attempt.client, resolved, attempt.model, {k: v for k, v in tags.items() if v})
+    return attempt.client.get_model_version(attempt.model, number)
+
+
+def _release(client: MlflowClient, policy: PolicySpec, version: ModelVersion) -> dict[str, Any]:
+    """Move the alias when the gate and the policy allow it; safe to repeat."""
+    gate = json.loads(version.tags[GATE_TAG])
+    result = {"run_id": version.run_id, "version": version.version, "gate": gate, "reason": gate["reason"]}
+    if not gate["promote"]:
+        return result | {"status": "refused", "promoted": False}
+    in_force = client.get_model_version_by_alias(version.name, CHAMPION).version
+    if in_force not in (version.version, version.tags[PARENT_TAG]):
+        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+        why = f"version {in_force} became champion meanwhile, and the gate compared with {version.tags[PARENT_TAG]}"
+        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
+    if policy.approval == "manual" and in_force != version.version:
+        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+        why = f"waiting for approval: set the alias {CHAMPION} to version {version.version}"
+        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
+    client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    return result | {"status": "promoted", "promoted": True}
+
+
+def _log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
+    """Show the comparison on the run: metrics of both, and the whole result as an artifact."""
+    client, run_id = attempt.client, attempt.run_id
+    numbers = {"gate_difference": gate.difference, "gate_low": gate.low, "gate_high": gate.high}
+    numbers |= {f"champion_{name}": value for name, value in gate.champion.items()}
+    numbers |= {f"challenger_{name}": value for name, value in gate.challenger.items()}
+    for name, value in numbers.items():
+        if math.isfinite(value):
+            client.log_metric(run_id, name, value, model_id=model_id)
+    client.log_dict(run_id, gate.to_dict(), "flywheel/gate.json")
+    client.set_tag(run_id, "flywheel.gate", gate.reason[:_TEXT_LENGTH])
+
+
+def _new_run(
+    client: MlflowClient, experiment_id: str, champion: ResolvedModel, reason: str, as_of: datetime
+) -> str:
+    """Make the run that the project will fill, with the tags that MLflow gives to project runs."""
+    from mlflow.utils import mlflow_tags
+
+    tags = {
+        mlflow_tags.MLFLOW_SOURCE_TYPE: "PROJECT",
+        mlflow_tags.MLFLOW_SOURCE_NAME: _PROJECT,
+        mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "main",
+        "flywheel.kind": "retraining",
+        "flywheel.model": champion.name,
+        "flywheel.as_of": as_of.isoformat(),
+        PARENT_TAG: champion.version,
+        TRIGGER_TAG: reason[:_TEXT_LENGTH],
+    }
+    return str(
+        client.create_run(experiment_id, tags=tags, run_name=f"retrain {as_of:%Y-%m-%d %H:%M}").info.run_id
+    )
+
+
+def _made_before(client: MlflowClient, run_id: str | None) -> ModelVersion | None:
+    """Return the version that an earlier, killed try of this action made; else end what it left running."""
+    if run_id is None:
+        return None
+    found = client.search_model_versions(f"run_id='{run_id}'")
+    if not found:
+        _end_run(client, run_id, "KILLED")
+        return None
+    return client.get_model_version(found[0].name, found[0].version)
+
+
+def _end_run(client: MlflowClient, run_id: str | None, status: str) -> None:
+    """Give a run that still counts as running its final status."""
+    from mlflow.entities import RunStatus
+
+    if run_id is not None and not RunStatus.is_terminated(
+        RunStatus.from_string(client.get_run(run_id).info.status)
+    ):
+        client.set_terminated(run_id, status)
+
+
+def _download(attempt: Challenge, uri: str) -> Path:
+    """Bring the reference that training starts from to this machine."""
+    import mlflow
+
+    found = mlflow.artifacts.download_artifacts(
+        uri, dst_path=str(attempt.folder / "base"), tracking_uri=attempt.home.tracking_uri
+    )
+    return Path(found)

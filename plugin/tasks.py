@@ -1,0 +1,198 @@
+"""What the daemon's tasks do, and who puts them in the queue when it is time.
+
+Functions that take a home's path run in warm child processes or in the scheduler's threads: they are named by text or
+pickled, so they live here and not in the daemon, which is a `__main__`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any
+
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.schedule import Job
+from mlflow_flywheel.pipelines.config import BatchConfig, ModelRef
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.model import Scorer
+from mlflow_flywheel.pipelines.spool import spooled_models
+
+from .context import Context
+from .home import Home
+from .modes.batch import BatchRequest, batch_job
+from .record_types import Task, TaskKind
+from .records import Records
+from .spec import BatchSpec, parse_spec
+from .warm_process import WarmProcess
+
+_log = logging.getLogger(__name__)
+_BATCH_SECONDS = 24 * 3600.0
+_LOOP_SECONDS = 2 * 3600.0
+_MAINTENANCE = "*/2 * * * *"
+_HERE = "mlflow_flywheel.plugin.tasks"
+Handlers = Mapping[TaskKind, Callable[[Task], Mapping[str, Any]]]
+
+
+def batch_handlers(context: Context, batch: WarmProcess) -> Handlers:
+    """Return how batch runs are done: in the warm process."""
+
+    def run(task: Task) -> Mapping[str, Any]:
+        config = batch_job(context, task)
+        answer: dict[str, Any] = batch.call(
+            score_batch, config.model_dump(mode="json"), timeout=_BATCH_SECONDS
+        )
+        return answer
+
+    return {"batch_run": run}
+
+
+def loop_handlers(context: Context, loop: WarmProcess) -> Handlers:
+    """Return how monitors and retrainings are done: one at a time in the warm process, so one per model too."""
+    path = str(context.home.path)
+
+    def monitor(task: Task) -> Mapping[str, Any]:
+        answer: dict[str, Any] = loop.call(
+            monitor_model, path, task.subject, _as_of(task), timeout=_LOOP_SECONDS
+        )
+        return answer
+
+    def retrain(task: Task) -> Mapping[str, Any]:
+        action_id = action_of(context.records, task)
+        reason = str(task.payload.get("reason") or f"asked for by {task.requested_by}")
+        try:
+            answer: dict[str, Any] = loop.call(
+                retrain_model, path, task.subject, reason, _as_of(task), action_id, timeout=_LOOP_SECONDS
+            )
+        except FlywheelError as error:
+            if not loop.stopped:
+                outcome = {"status": "failed", "reason": error.message, "promoted": False}
+                context.records.update_action(action_id, "failed", outcome)
+            raise
+        return answer
+
+    return {"monitor": monitor, "retrain": retrain}
+
+
+def action_of(records: Records, task: Task) -> int:
+    """Return the action that a retraining belongs to; a person's request becomes one."""
+    action_id = task.payload.get("action_id")
+    if action_id is not None:
+        return int(action_id)
+    reason = str(task.payload.get("reason") or f"asked for by {task.requested_by}")
+    evidence = {"requested_by": task.requested_by}
+    return records.add_action(
+        task.subject,
+        "retrain",
+        reason,
+        evidence,
+        datetime.fromisoformat(_as_of(task)),
+        f"retrain:task:{task.id}",
+    )
+
+
+def _as_of(task: Task) -> str:
+    """Return the loop's "now" for a task: given, or when it was asked for."""
+    return str(task.payload.get("as_of") or task.created.isoformat())
+
+
+def score_batch(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a batch job; its model stays loaded for the next one."""
+    from mlflow_flywheel.pipelines.batch import run_batch
+
+    config = BatchConfig.model_validate(raw)
+    return asdict(run_batch(config, _scorer(config.model)))
+
+
+@lru_cache(maxsize=2)
+def _scorer(ref: ModelRef) -> Scorer:
+    from mlflow_flywheel.pipelines.model import load_scorer
+
+    return load_scorer(ref)
+
+
+def monitor_model(home_path: str, model: str, as_of: str) -> dict[str, Any]:
+    """Run a model's monitors and let its policy decide."""
+    from .loop import run_monitors
+
+    home, records = _opened(home_path)
+    result: dict[str, Any] = run_monitors(home, records, model, datetime.fromisoformat(as_of))
+    return result
+
+
+def retrain_model(home_path: str, model: str, reason: str, as_of: str, action_id: int) -> dict[str, Any]:
+    """Retrain a model."""
+    from .retraining import run_retraining
+
+    home, records = _opened(home_path)
+    return run_retraining(home, records, model, reason, datetime.fromisoformat(as_of), action_id)
+
+
+@lru_cache(maxsize=1)
+def _opened(home_path: str) -> tuple[Home, Records]:
+    import mlflow
+
+    home = Home(home_path)
+    if home.tracking_uri is None:
+        raise BadInput(f"home {home_path!r} is bound to no MLflow server yet; create a deployment first")
+    mlflow.set_tracking_uri(home.tracking_uri)
+    mlflow.set_registry_uri(home.tracking_uri)
+    return home, Records(home.database_url)
+
+
+def recurring_jobs(context: Context) -> list[Job]:
+    """Return what is done by the clock: monitors per model, runs per batch deployment, care for the tables."""
+    path = str(context.home.path)
+    jobs = [Job("maintenance", _MAINTENANCE, f"{_HERE}:maintain_tables", (path,))]
+    deployments = context.records.deployments()
+    for model in sorted({d.model_name for d in deployments if d.version}):
+        cron = PolicySpec.parse(context.records.policy(model)).monitor_schedule
+        jobs.append(Job(f"monitor {model}", cron, f"{_HERE}:enqueue_monitor", (path, model)))
+    for deployment in deployments:
+        spec = parse_spec(deployment.config)
+        if isinstance(spec, BatchSpec) and spec.schedule is not None:
+            target, arguments = f"{_HERE}:enqueue_batch", (path, deployment.name)
+            jobs.append(Job(f"batch {deployment.name}", spec.schedule, target, arguments, spec.timezone))
+    return jobs
+
+
+def enqueue_monitor(home_path: str, model: str) -> None:
+    """Ask for a model's monitors as of now; once, however often this minute is announced."""
+    now = datetime.now(timezone.utc)
+    with _records(home_path) as records:
+        records.enqueue(
+            "monitor", model, {"as_of": now.isoformat()}, "schedule", f"monitor:{model}:{now:%Y-%m-%dT%H:%M}"
+        )
+
+
+def enqueue_batch(home_path: str, deployment: str) -> None:
+    """Ask for a batch deployment's run over its new input; once, however often this minute is announced."""
+    now = datetime.now(timezone.utc)
+    with _records(home_path) as records:
+        created = records.deployment(deployment).created  # a namesake that was deleted has its own runs
+        key = f"batch:{deployment}:{created.isoformat()}:{now:%Y-%m-%dT%H:%M}"
+        records.enqueue("batch_run", deployment, BatchRequest().payload(), "schedule", key)
+
+
+def maintain_tables(home_path: str) -> None:
+    """Compact and clean the inference tables where it is due."""
+    home = Home(home_path)
+    with _records(home_path) as records:
+        models = {d.model_name for d in records.deployments()} | set(spooled_models(home.spool))
+    for model in sorted(models):
+        table = InferenceTable.open(home.tables, model)
+        if table.exists and table.maintain():
+            _log.info("the inference table of %s was compacted", model)
+
+
+@contextmanager
+def _records(home_path: str) -> Iterator[Records]:
+    records = Records(Home(home_path).database_url)
+    try:
+        yield records
+    finally:
+        records.close()
