@@ -115,9 +115,9 @@ def log_monitor_run(
         client.set_terminated(run_id)
         note = [_tag(_NOTE, _note(verdicts, experiment, run_id, html is not None))]
         client.log_batch(parent, metrics=_points(metrics, as_of), tags=note)
-        show_on_version(
-            client, model, version, as_of, verdicts, run_link(experiment, run_id, html is not None)
-        )
+        if version:
+            link = run_link(experiment, run_id, html is not None)
+            show_on_version(client, model, version, as_of, verdicts, link)
     return run_id
 
 
