@@ -5,17 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_flywheel.pipelines.errors import Unavailable
+
 from .home import Home
+from .record_types import Task
 from .records import Records
 from .runners.base import DAEMON, ProcessSpec, Runner, process_environment, python_module
 from .runners.supervisor import SupervisorRunner
 
 _DAEMON_STOP_SECONDS = 30
+_LOOK_SECONDS = 2.0
+_ABSENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,26 @@ class Context:
         """Keep the daemon running from now on; idempotent."""
         command = python_module("mlflow_flywheel.plugin.daemon", "--home", str(self.home.path))
         self.runner.start(self.process(DAEMON, command, _DAEMON_STOP_SECONDS))
+
+    def wait_for_task(self, task_id: int, timeout: float) -> Task:
+        """Return the task as soon as it is done or failed.
+
+        Raises Unavailable after `timeout` seconds, or when the daemon that should do it does not stay up.
+        """
+        deadline, absent = time.monotonic() + timeout, 0
+        while True:
+            try:
+                return self.records.wait(task_id, min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+            daemon = next((s for s in self.runner.status() if s.name == DAEMON), None)
+            absent = 0 if daemon is not None and daemon.alive else absent + 1
+            if absent * _LOOK_SECONDS >= _ABSENT_SECONDS:
+                raise Unavailable(
+                    f"task {task_id} waits for the daemon, which is {daemon.state if daemon else 'not started'}; its "
+                    f"last log lines:\n{log_tail(self.home.log_file(DAEMON))}"
+                )
 
     @contextmanager
     def changing(self, deployment: str) -> Iterator[None]:

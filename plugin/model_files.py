@@ -40,8 +40,9 @@ class FetchedModel:
 
     def check_table(self, context: Context) -> None:
         """Raise BadInput when this version does not fit the inference table that the model has already."""
-        if InferenceTable.open(context.home.tables, self.ref.name).exists:
-            self.ensure_table(context)
+        table = InferenceTable.open(context.home.tables, self.ref.name)
+        if self.kind is not None and table.exists:
+            table.ensure(self.schema, self.kind)
 
 
 def fetch_model(context: Context, uri: str) -> FetchedModel:

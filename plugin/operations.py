@@ -47,7 +47,7 @@ class Operations:
         Raises BadInput, NotFound or AlreadyExists before anything is made; ModelError or Unavailable, after cleaning
         up, when it cannot serve.
         """
-        raw = _texts(config)
+        raw = texts(config)
         spec, loop = parse_spec(raw), parse_loop(raw)
         records, context = self.context.records, self.context
         check_name(name)
@@ -98,7 +98,7 @@ class Operations:
         """
         with self.context.changing(name):
             record = self.context.records.deployment(name)
-            raw = _texts(config)
+            raw = texts(config)
             merged = {**record.config, **raw}
             if merged.get("mode") != record.mode:
                 raise BadInput(
@@ -109,11 +109,15 @@ class Operations:
             self.say(f"fetching {model_uri or record.model_uri}")
             model = fetch_model(self.context, model_uri or versioned_uri(record))
             chosen = model.flavor(flavor) if flavor or model_uri else record.flavor
-            mode_operations(spec.mode).check(self.context, name, spec)
+            mode = mode_operations(spec.mode)
+            mode.check(self.context, name, spec)
+            if model_uri is not None:
+                mode.prove(name, model)
             self.say(
                 f"preparing version {model.ref.version or model.ref.name}; the old one serves until it is ready"
             )
             changed = self._swap(record, spec, model, model_uri=model_uri or record.model_uri, flavor=chosen)
+            model.ensure_table(self.context)
             self._set_policy(model.ref.name, loop)
             self.context.ensure_daemon()
             return (
@@ -158,7 +162,6 @@ class Operations:
             raise type(error)(
                 f"{error.message}\ndeployment {record.name!r} goes on with version {record.version or record.model_uri}"
             ) from error
-        model.ensure_table(self.context)
         return records.update_deployment(
             record.name,
             url=url,
@@ -183,6 +186,15 @@ def versioned_uri(record: DeploymentRecord) -> str:
     return f"models:/{record.model_name}/{record.version}" if record.version else record.model_uri
 
 
+def texts(config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the keys as the command line would give them: lists comma-separated, None as unset."""
+    texts = {}
+    for key, value in (config or {}).items():
+        joined = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        texts[str(key)] = "" if joined is None else str(joined)
+    return texts
+
+
 def _refuse_known(context: Context, name: str) -> None:
     from mlflow_flywheel.pipelines.errors import AlreadyExists
 
@@ -190,15 +202,6 @@ def _refuse_known(context: Context, name: str) -> None:
         raise AlreadyExists(
             f"deployment {name!r} exists already; update it, delete it first, or choose another name"
         )
-
-
-def _texts(config: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the keys as the command line would give them: lists comma-separated, None as unset."""
-    texts = {}
-    for key, value in (config or {}).items():
-        joined = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-        texts[str(key)] = "" if joined is None else str(joined)
-    return texts
 
 
 def _kept(raw: Mapping[str, str], spec: Spec) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.config import BatchConfig, ModelRef, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.plugin.context import Context
@@ -76,17 +76,23 @@ class BatchOperations:
                 f"output {str(target)!r} cannot be written: {str(place)!r} is not writable; give another"
             )
 
+    def prove(self, name: str, model: FetchedModel) -> None:
+        try:
+            load_scorer(model.ref)
+        except SystemExit as error:
+            raise ModelError(
+                f"deployment {name!r} cannot serve: its model exits while it is loaded ({error})"
+            ) from None
+
     def start(
         self, context: Context, name: str, spec: BatchSpec, model: FetchedModel, timeout: float
     ) -> str | None:
-        _prove(name, model)
         return None
 
     def swap(
         self, context: Context, record: DeploymentRecord, spec: BatchSpec, model: FetchedModel, timeout: float
     ) -> str | None:
-        _prove(record.name, model)
-        return None
+        return None  # the next run takes what the record says then
 
     def stop(self, context: Context, name: str, forget: BatchSpec | None = None) -> None:
         shutil.rmtree(_folder(context, name) / "state", ignore_errors=True)
@@ -103,7 +109,7 @@ class BatchOperations:
             rows.to_parquet(folder / "rows.parquet", index=False)
             request = BatchRequest(str(folder / "rows.parquet"), str(folder / "answers.parquet"), ())
             task = context.records.enqueue("batch_run", record.name, request.payload(), "predict")
-            done = context.records.wait(task, timeout)
+            done = context.wait_for_task(task, timeout)
             if done.status == "failed":
                 raise BadInput(f"batch deployment {record.name!r} could not score the rows: {done.error}")
             answers = pq.read_table(folder / "answers.parquet", columns=["prediction", "prediction_id"])
@@ -119,35 +125,48 @@ class BatchOperations:
 
 
 def batch_job(context: Context, task: Task) -> BatchConfig:
-    """Return the job that a `batch_run` task stands for: its version is the one in force when the task was first tried.
+    """Return the job that a `batch_run` task stands for, with the version that is in force when it is first tried.
 
-    The task's id names the job, so a task that is tried again goes on where its first attempt was killed. Raises
-    BadInput when neither the task nor the deployment says what to score.
+    It is remembered: a task that is tried again goes on where its first attempt was killed, whatever happened to the
+    deployment meanwhile. Raises BadInput when neither the task nor the deployment says what to score.
     """
-    from mlflow_flywheel.pipelines.batch.inputs import is_delta
-
     record = context.records.deployment(task.subject)
     spec = parse_spec(record.config)
     if not isinstance(spec, BatchSpec):
         raise BadInput(
             f"deployment {record.name!r} is a {record.mode} deployment; only batch deployments have runs"
         )
-    request = BatchRequest.of(task.payload)
+    job_id = f"{record.name}-{record.created:%Y%m%d%H%M%S}-{task.id}"
+    remembered = _folder(context, record.name) / "state" / "tasks" / f"{job_id}.json"
+    if not remembered.exists():
+        model = model_in_force(context, record)
+        batch_config(context, record.name, model, spec, BatchRequest.of(task.payload), job_id).save(
+            remembered
+        )
+    return load_config(BatchConfig, remembered)
+
+
+def batch_config(
+    context: Context, name: str, model: ModelRef, spec: BatchSpec, request: BatchRequest, job_id: str
+) -> BatchConfig:
+    """Return the job of one run; raises BadInput when neither the request nor the spec says what to score."""
+    from mlflow_flywheel.pipelines.batch.inputs import is_delta
+
     source = request.input or spec.input
     if source is None:
         raise BadInput(
-            f"batch deployment {record.name!r} has no input; set it ('mlflow deployments update -C input=...') or "
-            f"name one: 'flywheel batch run {record.name} --input ...'"
+            f"batch deployment {name!r} has no input; set it ('mlflow deployments update -C input=...') or name one: "
+            f"'flywheel batch run {name} --input ...'"
         )
     return BatchConfig(
-        deployment=record.name,
-        model=model_in_force(context, record),
+        deployment=name,
+        model=model,
         variant=spec.variant,
         tables=context.home.tables,
-        state_dir=str(_folder(context, record.name) / "state"),
-        job_id=f"{record.name}-{record.created:%Y%m%d%H%M%S}-{task.id}",
+        state_dir=str(_folder(context, name) / "state"),
+        job_id=job_id,
         input=source,
-        output=request.output or _output(context, record.name, spec),
+        output=request.output or _output(context, name, spec),
         id_column=spec.id_column,
         timestamp_column=spec.timestamp_column,
         passthrough=spec.passthrough if request.passthrough is None else request.passthrough,
@@ -168,16 +187,6 @@ def absolute_paths(spec: BatchSpec) -> dict[str, str]:
             prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
             changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
     return changed
-
-
-def _prove(name: str, model: FetchedModel) -> None:
-    """Load the model and let it score its input example, as a web or stream worker would before it serves."""
-    try:
-        load_scorer(model.ref)
-    except SystemExit as error:
-        raise ModelError(
-            f"deployment {name!r} cannot serve: its model exits while it is loaded ({error})"
-        ) from None
 
 
 def _folder(context: Context, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -98,25 +98,17 @@ def python_module(module: str, *arguments: str) -> tuple[str, ...]:
 
 
 def process_environment(tracking_uri: str | None, home: Path) -> dict[str, str]:
-    """Return what every process of ours is told: the MLflow server, the home, and our interpreter first on PATH.
+    """Return what every process of ours is told: which home, and which MLflow server.
 
-    MLflow starts projects with the `python` and `mlflow` that it finds on PATH.
+    Nothing of the calling shell is in it, or the next shell's caller would describe another process.
     """
-    scripts = sysconfig.get_path("scripts")
-    interpreter = str(Path(sys.executable).parent)
-    rest = [
-        p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if p not in (scripts, interpreter)
-    ]
-    environment = {
-        "FLYWHEEL_HOME": str(home),
-        "PATH": os.pathsep.join(dict.fromkeys([interpreter, scripts, *rest])),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = {"FLYWHEEL_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     if tracking_uri:
         environment["MLFLOW_TRACKING_URI"] = tracking_uri
     return environment
 
 
-def describe(statuses: Sequence[ProcessStatus]) -> str:
-    """Return one line that names each process with its state, for error messages."""
-    return ", ".join(f"{s.name}: {s.state}" for s in statuses) or "nothing runs"
+def path_with_interpreter(path: str) -> str:
+    """Return PATH with this interpreter's folders first: MLflow starts projects with what it finds on PATH."""
+    first = [str(Path(sys.executable).parent), sysconfig.get_path("scripts")]
+    return os.pathsep.join(dict.fromkeys([*first, *path.split(os.pathsep)]))

@@ -23,7 +23,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable, ne
 from mlflow_flywheel.plugin.home import Home
 
 from . import launch
-from .base import ProcessSpec, ProcessStatus, State
+from .base import ProcessSpec, ProcessStatus, State, path_with_interpreter
 from .processes import HOME_MARK, NAME_MARK, end_processes, marked_processes, wait_gone
 from .supervisor_rpc import Fault, SupervisorDown, SupervisorRpc
 
@@ -179,7 +179,11 @@ class SupervisorRunner:
         inherited = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.match(k)}
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
-            env={**inherited, HOME_MARK: str(self._home.path)},
+            env={
+                **inherited,
+                "PATH": path_with_interpreter(os.environ.get("PATH", os.defpath)),
+                HOME_MARK: str(self._home.path),
+            },
             cwd=self._home.path,
             umask=0o077,
             stdin=subprocess.DEVNULL,
