@@ -1,0 +1,87 @@
+"""The feedback topic: late labels as JSON messages, into the spool.
+
+A message is one object: `prediction_id` or `client_request_id`, `label`, optionally `label_time` (else the message's
+event time, else now) and `source`. Its subscription is the deployment's own, so each deployment sees every label.
+A label that comes twice is kept twice and counts once: readers take the latest.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
+from mlflow_flywheel.pipelines.feedback import FeedbackLog, parse_feedback
+
+from .dead_letters import DeadLetters
+from .messages import Poison, parse_object
+from .patience import Patience
+from .pulsar import Consumer, Received
+from .stats import StatsKeeper
+
+_log = logging.getLogger(__name__)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class FeedbackInbox:
+    """Moves labels from the feedback topic to the log until the stop event is set; `kind` is that of predictions."""
+
+    def __init__(
+        self,
+        log: FeedbackLog,
+        kind: str,
+        max_bytes: int,
+        *,
+        inbox: Consumer,
+        dead_letters: DeadLetters,
+        patience: Patience,
+        stats: StatsKeeper,
+        stop: threading.Event,
+    ) -> None:
+        self._labels = log
+        self._kind = kind
+        self._max_bytes = max_bytes
+        self._inbox = inbox
+        self._dead_letters = dead_letters
+        self._patience = patience
+        self._stats = stats
+        self._stop = stop
+
+    def run(self) -> None:
+        """Work until told to stop. Raises Stopped when that happened in trouble."""
+        while not self._stop.is_set():
+            batch = self._patience.insist(self._inbox.receive)
+            if batch:
+                self.handle(batch)
+
+    def handle(self, batch: list[Received]) -> None:
+        """Log the labels that can be read, dead-letter the others, acknowledge all."""
+        labels: list[Mapping[str, Any]] = []
+        letters: list[tuple[Received, str]] = []
+        for message in batch:
+            try:
+                labels.append(self._read(message))
+            except Poison as poison:
+                letters.append((message, str(poison)))
+            except BadInput as error:
+                letters.append((message, error.message.removeprefix("feedback row 0: ")))
+        self._patience.insist(lambda: self._labels.submit(labels))
+        self._dead_letters.send(letters)
+        try:
+            self._inbox.acknowledge(batch)
+        except Unavailable as error:
+            _log.warning("%s; these labels will come again", error)
+        self._stats.count(feedback=len(labels), dead_letters=len(letters))
+
+    def _read(self, message: Received) -> Mapping[str, Any]:
+        label = parse_object(message.data, self._max_bytes)
+        if label.get("label_time") is None and message.event_ms:
+            try:
+                label["label_time"] = (_EPOCH + timedelta(milliseconds=message.event_ms)).isoformat()
+            except OverflowError:
+                raise Poison(f"the event time {message.event_ms} is no time") from None
+        parse_feedback(label, self._kind)
+        return label

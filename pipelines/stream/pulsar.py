@@ -1,0 +1,367 @@
+"""Pulsar: the only module that imports its client.
+
+Right on Apache Pulsar and careful on the embedded broker (pulsar-lite), which differs in what matters here:
+
+- It knows consumers by a number that every client process counts from 0, so two processes on one subscription
+  collide. A connection to it first uses up a random amount of numbers.
+- A consumer process that is killed can leave a ghost behind that keeps its messages (`endings.py`).
+- A negative acknowledgement of one message redelivers its whole producer batch (on Apache Pulsar too, by default), so
+  nothing here ever sends one, and nothing is batched on the way into the embedded broker.
+
+Never use a connection after a fork. Close it explicitly: a process that ends without may abort.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import pulsar
+
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
+
+SEND_TIMEOUT_SECONDS = 10.0
+_OPERATION_TIMEOUT_SECONDS = 10
+_MOST_BURNT_IDS = 100
+_BURN_TOPIC = "non-persistent://public/default/flywheel-burn"
+_MAX_BATCH_BYTES = 64 * 1024 * 1024
+# the embedded broker stalls when more than 8192 messages wait for one connection
+_MOST_PREFETCHED_EMBEDDED = 4000
+IDLE_MS = 250
+_PENDING_MESSAGES = 4000
+_ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
+
+# what no waiting helps with
+_TERMINAL: tuple[type[Exception], ...] = (
+    pulsar.AuthenticationError,
+    pulsar.AuthorizationError,
+    pulsar.InvalidTopicName,
+    pulsar.InvalidConfiguration,
+    pulsar.InvalidUrl,
+    pulsar.IncompatibleSchema,
+    pulsar.OperationNotSupported,
+    pulsar.NotAllowedError,
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a message is stored: stable over redelivery and over restarts of the broker."""
+
+    topic: str
+    ledger: int
+    entry: int
+    partition: int
+    batch_index: int
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message as it came. Times are milliseconds since 1970; `event_ms` is 0 when the producer gave none."""
+
+    data: bytes | None
+    properties: Mapping[str, str]
+    key: str
+    event_ms: int
+    publish_ms: int
+    position: Position
+    handle: Any = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One message to publish."""
+
+    data: bytes
+    properties: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    event_ms: int = 0
+
+
+@dataclass(frozen=True)
+class SendFailure:
+    """Why a message was not stored; `too_big` means that it never will be."""
+
+    reason: str
+    too_big: bool
+
+
+class Consumer:
+    """One member of a Shared subscription."""
+
+    def __init__(self, consumer: Any, url: str) -> None:
+        self._consumer = consumer
+        self._url = url
+
+    def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
+        """Return the next batch: what comes within its wait after the first; empty when none comes in `idle_ms`."""
+        with translated(self._url):
+            messages = self._consumer.batch_receive()
+            if not messages:
+                try:
+                    messages = [self._consumer.receive(idle_ms)]
+                except pulsar.Timeout:
+                    return []
+                messages += self._consumer.batch_receive()
+            return [_received(message) for message in messages]
+
+    def acknowledge(self, messages: list[Received]) -> None:
+        """Tell the broker that these are done with. It hears of it within 0.1 s: see `settle`."""
+        with translated(self._url):
+            for message in messages:
+                self._consumer.acknowledge(message.handle)
+
+    def settle(self) -> None:
+        """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
+        threading.Event().wait(_ACKNOWLEDGEMENTS_SENT_AFTER)
+
+    def unsubscribe(self) -> None:
+        """Delete the subscription: the broker no longer keeps messages for it."""
+        with translated(self._url):
+            self._consumer.unsubscribe()
+
+    def close(self) -> None:
+        with translated(self._url):
+            self._consumer.close()
+
+
+class Reader:
+    """A look at a topic through a subscription of its own, which `close` deletes."""
+
+    def __init__(self, consumer: Consumer, embedded: bool) -> None:
+        self._consumer = consumer
+        # The embedded broker drops a connection on which an acknowledgement comes after its consumer is gone, as the
+        # grouped ones do; Apache Pulsar stops delivering to a consumer with 50,000 unacknowledged messages.
+        self._acknowledges = not embedded
+
+    def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
+        """Return what came, waiting `idle_ms` for the first."""
+        messages = self._consumer.receive(idle_ms)
+        if self._acknowledges:
+            self._consumer.acknowledge(messages)
+        return messages
+
+    def close(self) -> None:
+        self._consumer.unsubscribe()
+
+
+class Publisher:
+    """A producer of one topic whose failures are told by number. One thread at a time."""
+
+    def __init__(self, producer: Any, topic: str, url: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._url = url
+        self._sent = 0
+        self._settled = 0  # written by the client's thread alone
+        self._failures: dict[int, SendFailure] = {}
+
+    def send(self, message: Outgoing) -> int:
+        """Hand a message over and return its number, counted from 0; blocks while 4,000 are on their way."""
+        number = self._sent
+        with translated(self._url):
+            self._producer.send_async(
+                message.data,
+                functools.partial(self._on_settled, number),
+                properties=dict(message.properties),
+                partition_key=message.key or None,
+                event_timestamp=message.event_ms or None,
+            )
+        self._sent += 1
+        return number
+
+    def flush(self) -> dict[int, SendFailure]:
+        """Wait until everything sent so far is stored, or is known not to be; return the failures by number.
+
+        Raises Unavailable when the client says neither in three send timeouts: the connection is of no use any more.
+        """
+        deadline = time.monotonic() + 3 * SEND_TIMEOUT_SECONDS
+        with suppress(pulsar.PulsarException):  # each message's own callback says what became of it
+            self._producer.flush()
+        pause = threading.Event()
+        while self._settled < self._sent:
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"the broker {self._url} leaves messages to topic {self._topic!r} unanswered"
+                )
+            pause.wait(0.001)
+        failures, self._failures = self._failures, {}
+        return failures
+
+    def publish(self, messages: list[Outgoing]) -> dict[int, SendFailure]:
+        """Send all and wait; return the failures by position in `messages`."""
+        first = self._sent
+        for message in messages:
+            self.send(message)
+        return {number - first: failure for number, failure in self.flush().items() if number >= first}
+
+    def raise_for(self, failures: Collection[SendFailure]) -> None:
+        """Raise Unavailable when there are failures."""
+        if failures:
+            reasons = sorted({failure.reason for failure in failures})
+            raise Unavailable(
+                f"the broker {self._url} did not store {len(failures)} messages ({', '.join(reasons)}); "
+                "check that it runs there"
+            )
+
+    def close(self) -> None:
+        with translated(self._url):
+            self._producer.close()
+
+    def _on_settled(self, number: int, result: Any, message_id: Any) -> None:
+        if result != pulsar.Result.Ok:
+            reason = f"topic {self._topic!r}: {result.name}"
+            self._failures[number] = SendFailure(reason, result == pulsar.Result.MessageTooBig)
+        self._settled += 1
+
+
+@final
+class Connection:
+    """A client of one broker. A context manager: leaving it closes everything that was opened through it.
+
+    `embedded` says that the broker is pulsar-lite. `quiet` is for commands, whose standard output is not a log:
+    what goes wrong is raised anyway.
+    """
+
+    def __init__(self, url: str, *, embedded: bool, quiet: bool = False) -> None:
+        self.url = url
+        self._embedded = embedded
+        self._ids_are_spread = not embedded
+        # A logger written in Python can abort the process when the interpreter ends.
+        level = pulsar.LoggerLevel
+        logger = pulsar.FileLogger(level.Error, os.devnull) if quiet else pulsar.ConsoleLogger(level.Warn)
+        with translated(url):
+            self._client = pulsar.Client(
+                url,
+                operation_timeout_seconds=_OPERATION_TIMEOUT_SECONDS,
+                logger=logger,
+                tls_validate_hostname=True,
+            )
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def consumer(
+        self,
+        topic: str,
+        subscription: str,
+        *,
+        position: Literal["earliest", "latest"] = "earliest",
+        batch_max: int = 1000,
+        batch_wait_ms: int = 5,
+    ) -> Consumer:
+        """Join a Shared subscription, which is made at `position` if it does not exist yet."""
+        self._spread_consumer_ids()
+        prefetch = min(batch_max, _MOST_PREFETCHED_EMBEDDED) if self._embedded else batch_max
+        start = {"earliest": pulsar.InitialPosition.Earliest, "latest": pulsar.InitialPosition.Latest}[
+            position
+        ]
+        with translated(self.url):
+            consumer = self._client.subscribe(
+                topic,
+                subscription,
+                pulsar.ConsumerType.Shared,
+                initial_position=start,
+                receiver_queue_size=prefetch,
+                batch_receive_policy=pulsar.ConsumerBatchReceivePolicy(
+                    prefetch, _MAX_BATCH_BYTES, batch_wait_ms
+                ),
+            )
+        return Consumer(consumer, self.url)
+
+    def reader(self, topic: str, *, position: Literal["earliest", "latest"] = "latest") -> Reader:
+        """Look at a topic from its start or from now on. A killed process leaves its subscription behind."""
+        name = f"flywheel-reader-{uuid.uuid4().hex}"
+        return Reader(self.consumer(topic, name, position=position), self._embedded)
+
+    def publisher(self, topic: str) -> Publisher:
+        """Make a producer."""
+        with translated(self.url):
+            producer = self._client.create_producer(
+                topic,
+                send_timeout_millis=int(SEND_TIMEOUT_SECONDS * 1000),
+                max_pending_messages=_PENDING_MESSAGES,
+                block_if_queue_full=True,
+                batching_enabled=not self._embedded,
+                batching_max_publish_delay_ms=2,
+                compression_type=pulsar.CompressionType.LZ4,
+            )
+        return Publisher(producer, topic, self.url)
+
+    def close(self) -> None:
+        """Close everything; the second time does nothing."""
+        try:
+            self._client.close()
+        except pulsar.AlreadyClosed:
+            pass
+        except pulsar.PulsarException:
+            self._client.shutdown()  # the broker is away: nobody is there to say goodbye to
+
+    def _spread_consumer_ids(self) -> None:
+        if self._ids_are_spread:
+            return
+        with translated(self.url):
+            for _ in range(random.randint(1, _MOST_BURNT_IDS)):
+                self._client.subscribe(_BURN_TOPIC, uuid.uuid4().hex).close()
+        self._ids_are_spread = True
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn the client's exceptions into ours: Unavailable for those that pass, BadInput for those that stay."""
+    try:
+        yield
+    except pulsar.PulsarException as error:
+        raise _translation(error, url) from error
+
+
+def _translation(error: Exception, url: str) -> FlywheelError:
+    name = type(error).__name__
+    if isinstance(error, (pulsar.AuthenticationError, pulsar.AuthorizationError)):
+        return BadInput(
+            f"the broker {url} refuses this client ({name}): {error}; check its token and permissions"
+        )
+    if isinstance(error, _TERMINAL):
+        return BadInput(f"the broker {url} does not accept this ({name}): {error}")
+    if isinstance(error, pulsar.AlreadyClosed):
+        return FlywheelError(f"the connection to the broker {url} was closed; open another")
+    if isinstance(error, pulsar.Timeout):
+        return Unavailable(
+            f"the broker {url} did not answer in time; check that it runs there and, if it wants a token, the token"
+        )
+    return Unavailable(f"the broker {url} cannot be used now ({name}): {error}; check that it runs there")
+
+
+def _received(message: Any) -> Received:
+    message_id = message.message_id()
+    position = Position(
+        message.topic_name(),
+        message_id.ledger_id(),
+        message_id.entry_id(),
+        message_id.partition(),
+        message_id.batch_index(),
+    )
+    try:
+        properties, key = message.properties(), message.partition_key()
+    except UnicodeDecodeError:  # bytes from another language's client; the message itself may be fine
+        properties, key = {}, ""
+    return Received(
+        None if message.has_null_value() else message.data(),
+        properties,
+        key,
+        message.event_timestamp(),
+        message.publish_timestamp(),
+        position,
+        message,
+    )

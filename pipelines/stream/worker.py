@@ -1,0 +1,199 @@
+"""One stream worker process: it loads its model version, takes over when told to, and works until SIGTERM.
+
+`python -m mlflow_flywheel.pipelines.stream.worker --config FILE` runs one by hand; its master (`__main__.py`) starts
+it the same way. SIGTERM: the batch in hand is finished and acknowledged, the consumers are closed, exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mlflow_flywheel.pipelines.config import StreamConfig
+from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.feedback import FeedbackLog
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
+from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
+
+from .dead_letters import DeadLetters
+from .endings import Mark, collect_unclean_endings
+from .feedback_inbox import FeedbackInbox
+from .loop import StreamLoop
+from .messages import InputFormat
+from .patience import Patience, Stopped
+from .pulsar import Connection, Consumer
+from .settings import feedback_subscription, load_stream_config
+from .stats import StatsKeeper, stats_file
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A worker's parts and their lives; `run` returns after SIGTERM."""
+
+    def __init__(self, config: StreamConfig, scorer: Scorer, stats: StatsKeeper) -> None:
+        self._config = config
+        self._scorer = scorer
+        self._stats = stats
+        self._stop = threading.Event()
+        self._patience = Patience(self._stop, stats)
+
+    def stop(self) -> None:
+        """Ask for the end: the batch in hand is finished first. Safe in a signal handler and from any thread."""
+        self._stop.set()
+
+    def run(self, serving: Callable[[], None]) -> None:
+        """Subscribe, call `serving`, and work until told to stop. Raises what no waiting helps with."""
+        with ExitStack() as parts:
+            log: SpoolLog | NullLog = NullLog()
+            if self._config.log:
+                spooled = SpoolLog(
+                    self._config.spool,
+                    self._config.model.name,
+                    self._scorer.schema,
+                    self._scorer.kind,
+                    self._config.durability,
+                )
+                parts.callback(spooled.close)
+                log = spooled
+            core = ScoringCore(
+                self._scorer,
+                deployment=self._config.deployment,
+                mode="stream",
+                log=log,
+                variant=self._config.variant,
+            )
+            try:
+                self._patience.insist(lambda: self._consume(core, serving))
+            except Stopped:
+                _log.warning("stopped in trouble; what was not acknowledged will be delivered again")
+
+    def _consume(self, core: ScoringCore, serving: Callable[[], None]) -> None:
+        """Open everything on the broker, work, close it. Raises Unavailable when it cannot be opened."""
+        with ExitStack() as parts:
+            if self._config.embedded:
+                parts.callback(Mark(self._config.status_file).remove)
+            connection = parts.enter_context(Connection(self._config.broker, embedded=self._config.embedded))
+            loop, inbox = self._open_loop(connection, core)
+            feedback = self._open_feedback(connection, parts)
+            serving()
+            self._stats.note(trouble=None)
+            _log.info("consuming %s as %s", self._config.input_topic, self._config.subscription)
+            with ThreadPoolExecutor(1, "feedback") as pool:
+                labels = pool.submit(feedback.run) if feedback is not None else None
+                if labels is not None:
+                    labels.add_done_callback(lambda _: self.stop())  # one loop's end is the other's
+                try:
+                    loop.run()
+                finally:
+                    self.stop()
+                if labels is not None:
+                    labels.result()
+            inbox.settle()
+
+    def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
+        config = self._config
+        answers = connection.publisher(config.output_topic)
+        letters = connection.publisher(config.dead_letter_topic)
+        inbox = connection.consumer(
+            config.input_topic,
+            config.subscription,
+            position=config.start_position,
+            batch_max=config.batch_max,
+            batch_wait_ms=config.batch_wait_ms,
+        )
+        loop = StreamLoop(
+            core,
+            InputFormat.of(config),
+            inbox=inbox,
+            answers=answers,
+            dead_letters=DeadLetters(letters, config.deployment, self._patience),
+            patience=self._patience,
+            stats=self._stats,
+            stop=self._stop,
+        )
+        return loop, inbox
+
+    def _open_feedback(self, connection: Connection, parts: ExitStack) -> FeedbackInbox | None:
+        config = self._config
+        if config.feedback_topic is None:
+            return None
+        labels = FeedbackLog(
+            config.spool, config.model.name, self._scorer.kind, source="stream", durability=config.durability
+        )
+        parts.callback(labels.close)
+        letters = connection.publisher(config.dead_letter_topic)
+        return FeedbackInbox(
+            labels,
+            self._scorer.kind,
+            config.max_message_bytes,
+            inbox=connection.consumer(config.feedback_topic, feedback_subscription(config)),
+            dead_letters=DeadLetters(letters, config.deployment, self._patience),
+            patience=self._patience,
+            stats=self._stats,
+            stop=self._stop,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mlflow_flywheel.pipelines.stream.worker")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="configuration file (StreamConfig as JSON)"
+    )
+    parser.add_argument("--worker", type=int, default=0, help="this worker's number, for its statistics file")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.Formatter.converter = time.gmtime
+    channel = WorkerChannel.from_environment()
+    try:
+        return _run(options.config, options.worker, channel)
+    except FlywheelError as error:
+        channel.failed(error)
+        _log.error("%s", error.message)
+        return 1
+    except BaseException as error:
+        channel.failed(error)
+        raise
+
+
+def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
+    config = load_stream_config(config_path)
+    scorer = load_scorer(config.model)
+    channel.prepared()
+    if not channel.wait_go():
+        return 0
+    stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats))
+    worker = Worker(config, scorer, stats)
+    for told in (signal.SIGTERM, signal.SIGINT):
+        # in a thread, as this one may hold the very lock that setting an event takes
+        signal.signal(told, lambda *_: threading.Thread(target=worker.stop).start())
+    try:
+        worker.run(channel.serving)
+    finally:
+        stats.close()
+    return 0
+
+
+def _watch(config: StreamConfig, stats: StatsKeeper) -> None:
+    """Ask for a restart of the embedded broker when a worker of this deployment died with open consumers."""
+    if config.embedded and collect_unclean_endings(config.status_file):
+        _log.warning(
+            "a worker died without closing its consumers; the embedded broker must be restarted to free them"
+        )
+        stats.note(broker_restart_wanted=datetime.now(timezone.utc))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
