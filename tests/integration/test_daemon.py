@@ -1,0 +1,125 @@
+"""The daemon as a process: rows become visible, tasks are done, one per home, nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.cores import NAME, SCHEMA, tiny_core, tiny_request
+from support.daemons import running_daemon
+from support.models import ZooModel
+from support.waiting import eventually
+
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.plugin.daemon import is_running, read_status
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.records import Records
+
+ROWS = 20_000
+
+
+@pytest.fixture
+def home(tmp_path: Path, tracking_uri: str) -> Home:
+    made = Home(tmp_path / "home").create()
+    made.bind(tracking_uri)
+    return made
+
+
+@pytest.fixture
+def records(home: Home) -> Iterator[Records]:
+    opened = Records(home.database_url)
+    yield opened
+    opened.close()
+
+
+def add_batch(records: Records, model: ZooModel, folder: Path, rows: int = ROWS, **config: str) -> None:
+    """Record a batch deployment over one Parquet file."""
+    frame = np.random.default_rng(0).normal(size=(rows, 4))
+    pq.write_table(pa.table(dict(zip("abcd", frame.T, strict=True))), folder / "input.parquet")
+    keys = {"mode": "batch", "input": str(folder / "input.parquet"), **config}
+    records.add_deployment(
+        "nightly",
+        model_uri=model.uri,
+        model_name=model.ref.name,
+        mode="batch",
+        config=keys,
+        flavor="sklearn",
+        version=model.ref.version,
+        model_id=model.ref.model_id,
+        status="ready",
+    )
+
+
+def test_rows_are_in_the_table_soon_after_they_were_answered(home: Home) -> None:
+    log = SpoolLog(home.spool, NAME, SCHEMA, "double")
+    with running_daemon(home):
+        tiny_core(log).score(tiny_request(25))
+        table = InferenceTable.open(home.tables, NAME)
+        eventually(lambda: table.exists and table.counts().rows == 25, 5, what="25 rows are visible")
+        eventually(lambda: (read_status(home.path) or {})["rows"] == 25, 5)
+    log.close()
+
+
+def test_one_daemon_per_home(home: Home) -> None:
+    assert not is_running(home.path) and read_status(home.path) is None
+    with running_daemon(home) as first:
+        second = subprocess.run(
+            [sys.executable, "-m", "mlflow_flywheel.plugin.daemon", "--home", str(home.path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert str(home.path) in second.stderr and "already" in second.stderr
+        status = read_status(home.path)
+        assert status is not None and status["pid"] == first.pid
+    assert not is_running(home.path)
+
+
+def test_it_does_tasks_says_why_one_failed_and_leaves_no_process_when_told_to_end(
+    home: Home, records: Records, zoo: Callable[[str], ZooModel], tmp_path: Path
+) -> None:
+    add_batch(records, zoo("classifier"), tmp_path, 1000)
+    with running_daemon(home) as daemon:
+        missing = {"input": str(tmp_path / "nowhere.parquet")}
+        failed = records.wait(records.enqueue("batch_run", "nightly", missing, "test"), 60)
+        assert failed.status == "failed" and "nowhere.parquet" in (failed.error or "")
+        done = records.wait(records.enqueue("batch_run", "nightly", {}, "test"), 60)
+        assert done.status == "done", done.error
+        assert done.result is not None and done.result["rows_out"] == 1000
+        assert len(daemon.family()) > 1  # the warm process is there
+        assert daemon.terminate() == 0
+        assert daemon.family() == []
+    assert not (home.path / "daemon.json").exists()
+
+
+def test_a_killed_daemons_task_is_done_by_the_next_one_exactly_once(
+    home: Home, records: Records, zoo: Callable[[str], ZooModel], tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of a batch: its child goes too, and the same task goes on with the same ids."""
+    model = zoo("classifier")
+    add_batch(records, model, tmp_path, chunk_rows="500")
+    table = InferenceTable.open(home.tables, model.ref.name)
+    with running_daemon(home) as daemon:
+        task = records.enqueue("batch_run", "nightly", {}, "test")
+        eventually(lambda: table.exists and table.counts().rows > 1000, 60, what="the batch is under way")
+        assert records.task(task).status == "running"
+        daemon.kill()
+    before = table.counts().rows
+    assert before < ROWS
+    with running_daemon(home):
+        done = records.wait(task, 120)
+    assert done.status == "done", done.error
+    assert done.attempts == 2
+    counts = table.counts()
+    assert (counts.rows, counts.distinct_ids) == (ROWS, ROWS)
+    answers = pq.read_table(home.batch / "nightly" / "output")
+    assert len(set(answers["prediction_id"].to_pylist())) == answers.num_rows == ROWS
