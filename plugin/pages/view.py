@@ -1,0 +1,159 @@
+"""From a snapshot to what is shown: the page's panels, and the same facts as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
+
+from .snapshot import REPORT, ModelView, Snapshot
+from .timeline import Mark, Point, Timeline
+from .words import gate_words, headline, metric_name, metrics_of, outcome, verdict_text
+
+
+@dataclass(frozen=True)
+class Health:
+    """The page's first line."""
+
+    status: str
+    text: str
+
+
+def health(snapshot: Snapshot) -> Health:
+    """Return the worst thing there is to say, in one line."""
+    failed = [d.name for d in snapshot.deployments if not d.serves]
+    if failed:
+        return Health("alarm", f"{', '.join(failed)} {'is' if len(failed) == 1 else 'are'} not serving")
+    for level in ("alarm", "warn"):
+        found = [
+            f"{m.name}: {v.monitor} {level}" for m in snapshot.models for v in m.current if v.verdict == level
+        ]
+        if found:
+            return Health(level, ", ".join(found))
+    if any(model.waiting for model in snapshot.models):
+        return Health("warn", "A challenger waits for your approval")
+    if not any(v.verdict == "ok" for m in snapshot.models for v in m.current):
+        return Health("unknown", "Too little data for a verdict yet")
+    return Health("ok", "All is well")
+
+
+def timeline(model: ModelView) -> Timeline:
+    """Return the model's verdicts over event time, with what was done about them."""
+    chosen = next(
+        (m for v in model.verdicts if v.monitor == "performance" and (m := headline(metrics_of(v)))), None
+    )
+    newest = model.newest("performance")
+    return Timeline(
+        metric=metric_name(chosen) if chosen else "performance",
+        performance=_points(model, "performance", chosen or ""),
+        drift=_points(model, "drift", "drift_share"),
+        marks=tuple(_marks(model)),
+        reference=_reference(newest, chosen) if newest is not None and chosen else None,
+        drift_limit=model.policy.drift_share if model.policy is not None else None,
+    )
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the snapshot as JSON-ready values."""
+    return {
+        "home": snapshot.home,
+        "exists": snapshot.exists,
+        "taken": snapshot.taken.isoformat(),
+        "health": {"status": health(snapshot).status, "text": health(snapshot).text},
+        "models": [_model_json(model) for model in snapshot.models],
+        "failed_tasks": [
+            {"id": t.id, "kind": t.kind, "subject": t.subject, "error": t.error} for t in snapshot.failures
+        ],
+    }
+
+
+def _model_json(model: ModelView) -> dict[str, Any]:
+    counts = model.counts
+    return {
+        "name": model.name,
+        "versions": model.versions,
+        "deployments": [
+            {
+                "name": d.name,
+                "mode": d.mode,
+                "status": d.status,
+                "version": d.version,
+                "url": d.url,
+                "message": d.message,
+                "predictions": d.predictions,
+            }
+            for d in model.deployments
+        ],
+        "table": None
+        if counts is None
+        else {"rows": counts.rows, "labelled": counts.labelled, "duplicates": counts.duplicates},
+        "verdicts": [_verdict_json(model, verdict) for verdict in model.current],
+        "actions": [_action_json(model, action) for action in model.actions],
+        "policy": dict(model.policy_settings),
+        "retraining": model.retraining.status if model.retraining is not None else None,
+    }
+
+
+def _verdict_json(model: ModelView, verdict: VerdictRecord) -> dict[str, Any]:
+    return {
+        "monitor": verdict.monitor,
+        "status": verdict.verdict,
+        "summary": verdict_text(verdict),
+        "metrics": metrics_of(verdict),
+        "window": [verdict.window_start.isoformat(), verdict.window_end.isoformat()],
+        "run_id": verdict.run_id,
+        "report_url": model.run_url(verdict.run_id, REPORT) if verdict.monitor == "drift" else None,
+    }
+
+
+def _action_json(model: ModelView, action: ActionRecord) -> dict[str, Any]:
+    return {
+        "id": action.id,
+        "kind": action.kind,
+        "status": action.status,
+        "reason": action.reason,
+        "as_of": action.as_of.isoformat(),
+        "outcome": outcome(action),
+        "run_url": model.run_url(action.run_id),
+    }
+
+
+def _points(model: ModelView, monitor: str, metric: str) -> list[Point]:
+    """Return one point per window end, the newest verdict of each, in order of time."""
+    points: dict[Any, Point] = {}
+    for verdict in model.verdicts:
+        if verdict.monitor == monitor and verdict.window_end not in points:
+            metrics = metrics_of(verdict)
+            points[verdict.window_end] = Point(
+                verdict.window_end,
+                verdict.verdict,
+                verdict_text(verdict),
+                metrics.get(metric),
+                metrics.get(f"{metric}_low"),
+                metrics.get(f"{metric}_high"),
+            )
+    return [points[end] for end in sorted(points)]
+
+
+def _marks(model: ModelView) -> Iterator[Mark]:
+    for action in model.actions:
+        result = action.result or {}
+        if action.kind == "retrain" and action.status in ("promoted", "refused", "rejected"):
+            promoted = action.status == "promoted"
+            gate = result.get("gate")
+            words = gate_words(gate) if gate else action.reason
+            yield Mark(
+                action.as_of,
+                f"v{result.get('version')}" if promoted else "refused",
+                f"{outcome(action).partition(':')[0]}: {words}",
+                promoted,
+            )
+
+
+def _reference(verdict: VerdictRecord, metric: str) -> float | None:
+    rows = verdict.summary.get("evidence") or []
+    return next(
+        (row["reference"] for row in rows if row.get("metric") == metric and "reference" in row), None
+    )

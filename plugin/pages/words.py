@@ -1,0 +1,126 @@
+"""Records in words: what an action came to, what a policy does, how long ago something was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.windows import format_duration
+from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
+
+_NAMES = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "mae": "mean absolute error",
+    "r2": "R²",
+}
+_HEADLINES = ("auc", "accuracy", "f1_macro", "mae", "rmse")
+_REASONS = {
+    "performance": "performance is lost",
+    "labels": "enough new labels came",
+    "drift": "inputs drifted",
+    "schedule": "it is due",
+}
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name as people write it."""
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+def headline(metrics: Mapping[str, float]) -> str | None:
+    """Return the one metric that is drawn: the first of the usual ones that there is."""
+    return next((name for name in _HEADLINES if name in metrics), None)
+
+
+def verdict_text(verdict: VerdictRecord) -> str:
+    """Return the sentence that the monitor wrote."""
+    return str(verdict.summary.get("summary", ""))
+
+
+def metrics_of(verdict: VerdictRecord) -> dict[str, float]:
+    """Return the verdict's numbers by name."""
+    return dict(verdict.summary.get("metrics") or {})
+
+
+def outcome(action: ActionRecord) -> str:
+    """Return what an action came to, with the gate's numbers where it got that far."""
+    result = action.result or {}
+    version, gate = result.get("version"), result.get("gate")
+    if action.kind != "retrain" or action.status in ("started", "running"):
+        return ""
+    if action.status == "failed":
+        return f"Failed: {str(result.get('reason', '')).splitlines()[0] if result.get('reason') else 'see its run'}"
+    heading = {
+        "promoted": f"Version {version} promoted",
+        "refused": f"Version {version} refused, the champion stays",
+        "waiting": f"Version {version} passed and waits for approval",
+        "rejected": f"Version {version} rejected by a person, the champion stays",
+    }.get(action.status, action.status)
+    return f"{heading}: {gate_words(gate)}" if gate else heading
+
+
+def gate_words(gate: Mapping[str, Any]) -> str:
+    """Return the comparison of champion and challenger in words."""
+    metric = str(gate["metric"])
+    champion, challenger = gate.get("champion") or {}, gate.get("challenger") or {}
+    parts = [
+        f"{metric_name(name)} {champion[name]:.4f} → {challenger[name]:.4f}"
+        for name in dict.fromkeys((metric, "auc"))
+        if champion.get(name) is not None and challenger.get(name) is not None
+    ]
+    if gate.get("difference") is not None:
+        interval = ""
+        if gate.get("low") is not None and gate.get("high") is not None:
+            interval = f" (interval {gate['low']:+.4f} to {gate['high']:+.4f})"
+        parts.append(f"gain {gate['difference']:+.4f}{interval}")
+    numbers = f"{', '.join(parts)} " if parts else ""
+    return f"{numbers}on {gate.get('rows', 0):,} held-out rows"
+
+
+def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
+    """Yield the rules in force as (name, words)."""
+    yield (
+        "Monitors",
+        f"{_schedule(policy.monitor_schedule)}, over {format_duration(policy.window)} of event time",
+    )
+    if policy.retrain_on:
+        yield "Retrains when", " or ".join(_REASONS[reason] for reason in policy.retrain_on)
+        yield "After", f"{policy.consecutive} alarms in a row, or {policy.new_labels:,} new labels"
+        yield (
+            "At most",
+            f"every {format_duration(policy.cooldown)}, {policy.budget} times in {format_duration(policy.budget_period)}",
+        )
+    else:
+        yield "Retrains", "never by itself"
+    approval = "by itself" if policy.approval == "auto" else "when a person approves"
+    yield "Promotes", f"{approval}, if the gate is {policy.gate_confidence:.0%} sure of no harm"
+
+
+def _schedule(cron: str) -> str:
+    minute, *rest = cron.split()
+    if rest == ["*"] * 4 and minute.isdigit():
+        return "hourly" if minute == "0" else f"hourly at :{int(minute):02}"
+    if rest[1:] == ["*"] * 3 and minute.isdigit() and rest[0].isdigit():
+        return f"daily at {int(rest[0]):02}:{int(minute):02} UTC"
+    return f"at {cron} (cron, UTC)"
+
+
+def moment(value: datetime) -> str:
+    """Return a time in UTC, to the minute."""
+    return f"{value.day} {value:%b %Y, %H:%M}"
+
+
+def day(value: datetime) -> str:
+    return f"{value.day} {value:%b %Y}"
+
+
+def span(start: datetime, end: datetime) -> str:
+    """Return a window's ends, without what both have in common."""
+    if (start.hour, start.minute, end.hour, end.minute) != (0, 0, 0, 0) and end - start < timedelta(days=3):
+        return f"{moment(start)} – {moment(end)}"
+    first = f"{start.day} {start:%b}" if start.year == end.year else day(start)
+    return f"{first} – {day(end)}"

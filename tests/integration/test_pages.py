@@ -1,0 +1,260 @@
+"""Our page in a real MLflow server, asked by programs and looked at in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from support.browser import chromium
+from support.mlflow_server import mlflow_server
+from support.page_home import MODEL, START, make
+from support.waiting import eventually
+
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.records import Records
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PREFIX = "/ml"
+HOSTILE = "<script>document.title = 'broken out'</script>"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server with a filled home, and what its page said before there was one."""
+
+    url: str
+    run_id: str
+    before: str
+    records: Records
+    home: Home
+
+    @property
+    def page(self) -> str:
+        return f"{self.url}/flywheel/"
+
+    def ask(self, what: str, **fields: str) -> requests.Response:
+        headers = {"Accept": "application/json"}
+        return requests.post(
+            f"{self.url}/ajax-api/2.0/flywheel/{what}", data=fields, headers=headers, timeout=20
+        )
+
+    def status(self) -> dict[str, Any]:
+        answer = requests.get(f"{self.url}/ajax-api/2.0/flywheel/status", timeout=20)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("pages")
+    with mlflow_server(folder, prefix=PREFIX, environment={"FLYWHEEL_HOME": str(folder / "home")}) as url:
+        before = requests.get(f"{url}/flywheel/", timeout=20).text
+        assert not (folder / "home").exists()
+        client = MlflowClient(url)
+        run_id = client.create_run(client.create_experiment(f"flywheel/{MODEL}")).info.run_id
+        client.log_text(run_id, "<h1>Drift of the flights</h1>", "reports/drift.html")
+        client.create_registered_model(MODEL)
+        for _ in range(3):
+            client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id)
+        client.set_registered_model_alias(MODEL, "champion", "2")
+        home = make(folder / "home", url, run_id)
+        records = Records(home.database_url)
+        yield Site(url, run_id, before, records, home)
+        records.close()
+
+
+@pytest.fixture(scope="module")
+def browser(site: Site) -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    made = browser.new_page()
+    errors: list[str] = []
+    made.on("pageerror", lambda error: errors.append(str(error)))
+    yield made
+    made.close()
+    assert errors == []
+
+
+def test_a_home_that_is_not_there_is_said_and_not_made(site: Site) -> None:
+    assert "No deployment yet" in site.before
+    assert "mlflow deployments create -t flywheel" in site.before
+
+
+def test_the_status_says_what_the_records_and_the_table_say(site: Site) -> None:
+    status = site.status()
+    (model,) = status["models"]
+    assert (model["name"], model["versions"]) == (MODEL, ["2"])
+    assert {d["name"]: (d["mode"], d["predictions"]) for d in model["deployments"]} == {
+        "late-web": ("web", 300),
+        "late-stream": ("stream", 300),
+        "late-nightly": ("batch", 300),
+    }
+    # nothing runs in this home: what was asked for is not what is
+    assert [d["status"] for d in model["deployments"] if d["mode"] != "batch"] == ["stopped", "stopped"]
+    assert status["health"] == {"status": "alarm", "text": "late-stream, late-web are not serving"}
+    assert model["table"] == {"rows": 900, "labelled": 810, "duplicates": 0}
+    verdicts = {v["monitor"]: v for v in model["verdicts"]}
+    assert verdicts["performance"]["status"] == "ok"
+    assert verdicts["drift"]["report_url"].endswith(f"/runs/{site.run_id}/artifacts/reports/drift.html")
+    promoted = next(
+        a for a in model["actions"] if a["status"] == "promoted" and a["as_of"].startswith("2013-04-06")
+    )
+    assert promoted["outcome"].startswith("Version 2 promoted: log loss 0.5012 → 0.4731")
+    assert promoted["run_url"] == f"{PREFIX}/#/experiments/1/runs/{site.run_id}"
+
+
+def test_the_page_holds_no_foreign_address_and_escapes_what_it_shows(site: Site) -> None:
+    number = site.records.add_action(MODEL, "alert", HOSTILE, {}, START, key="hostile")
+    site.records.update_action(number, "done")
+    text = requests.get(site.page, timeout=20).text
+    assert HOSTILE not in text
+    assert "&lt;script&gt;" in text
+    assert "https://" not in text
+
+
+def test_another_sites_page_cannot_ask_for_anything(site: Site) -> None:
+    asked = site.records.tasks(kind="retrain")
+    for what in ("retrain", "approve", "reject"):
+        answer = requests.post(
+            f"{site.url}/ajax-api/2.0/flywheel/{what}",
+            data={"model": MODEL, "action": "5"},
+            headers={"Origin": "https://elsewhere.example"},
+            timeout=20,
+        )
+        assert answer.status_code == 403
+    assert site.records.tasks(kind="retrain") == asked
+
+
+def test_a_retraining_is_asked_for_once_and_at_the_time_of_the_events(site: Site) -> None:
+    first, second = site.ask("retrain", model=MODEL), site.ask("retrain", model=MODEL)
+    assert first.status_code == second.status_code == 200
+    assert first.json() == second.json()
+    task = site.records.task(first.json()["task"])
+    assert (task.status, task.requested_by) == ("queued", "page")
+    newest = START + timedelta(hours=2 * 899)
+    assert datetime.fromisoformat(task.payload["as_of"]) == newest + timedelta(seconds=1)
+    assert site.status()["models"][0]["retraining"] == "queued"
+    assert site.records.claim(["retrain"], "test") == site.records.task(task.id)
+    site.records.finish(task.id, {})
+
+
+@pytest.mark.parametrize(
+    ("what", "fields", "code", "said"),
+    [
+        (
+            "retrain",
+            {"model": "flight-lat"},
+            404,
+            "'flight-lat' has no deployment here; deployed are: flight-late",
+        ),
+        ("retrain", {}, 400, "names no 'model'"),
+        ("approve", {"action": "999"}, 404, "action '999' does not exist"),
+        ("approve", {"action": "1"}, 400, "action 1 is done: nothing waits for approval"),
+        ("reject", {}, 400, "names no 'action'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    site: Site, what: str, fields: dict[str, str], code: int, said: str
+) -> None:
+    answer = site.ask(what, **fields)
+    assert answer.status_code == code
+    assert said in answer.json()["message"]
+    form = requests.post(
+        f"{site.url}/ajax-api/2.0/flywheel/{what}", data=fields, headers={"Accept": "text/html"}, timeout=20
+    )
+    assert form.status_code == code
+    assert "Back to the page" in form.text
+
+
+def test_mlflow_itself_is_served_with_a_link_whatever_the_browser_knows(site: Site) -> None:
+    known = {"If-None-Match": "*", "If-Modified-Since": "Wed, 01 Jan 2031 00:00:00 GMT"}
+    answer = requests.get(f"{site.url}/", headers=known, timeout=20)
+    assert answer.status_code == 200
+    assert f'"{PREFIX}/flywheel/"' in answer.text
+    assert "ETag" not in answer.headers
+
+
+def test_the_way_from_mlflow_to_the_page_to_a_report(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/")
+    page.get_by_role("link", name="Flywheel").click()
+    page.wait_for_url(f"**{PREFIX}/flywheel/")
+    assert page.locator("svg.timeline circle.alarm").count() > 3
+    page.get_by_role("link", name="report", exact=True).click()
+    page.wait_for_url("**/artifacts/reports/drift.html")
+    page.frame_locator("iframe").get_by_text("Drift of the flights").wait_for()
+
+
+def test_the_page_renews_itself(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    end = START + timedelta(days=121)
+    fresh = {"summary": "9 of 12 features drifted: a new sentence", "metrics": {"drift_share": 0.75}}
+    site.records.add_verdict(MODEL, "drift", end - timedelta(days=30), end, "alarm", fresh, site.run_id)
+    page.get_by_text("a new sentence").first.wait_for(timeout=15_000, state="attached")
+
+
+def test_a_click_asks_for_a_retraining(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    page.get_by_role("button", name="Retrain now").click()
+    page.get_by_role("button", name="Retraining is queued").wait_for()
+    page.wait_for_url(f"**{PREFIX}/flywheel/")
+    task = site.records.claim(["retrain"], "test")
+    assert task is not None and task.subject == MODEL
+    site.records.fail(task.id, "the test has seen enough\nand more")
+    page.get_by_text("the test has seen enough").wait_for(timeout=15_000)
+
+
+def test_a_click_promotes_the_version_that_waits(site: Site, page: Page) -> None:
+    from mlflow import MlflowClient
+
+    page.goto(site.page)
+    assert page.get_by_role("button", name="Reject").is_visible()
+    page.get_by_role("button", name="Promote version 3").click()
+    page.get_by_role("list").get_by_text("Version 3 promoted").wait_for()
+    assert page.get_by_role("button", name="Promote version 3").count() == 0
+    assert MlflowClient(site.url).get_model_version_by_alias(MODEL, "champion").version == "3"
+    action = next(a for a in site.records.actions(MODEL) if (a.result or {}).get("version") == "3")
+    assert (action.status, (action.result or {})["decided_by"]) == ("promoted", "page")
+    assert site.ask("reject", action=str(action.id)).status_code == 400
+
+
+def test_a_rejected_version_never_gets_the_alias(site: Site) -> None:
+    from mlflow import MlflowClient
+
+    before = MlflowClient(site.url).get_model_version_by_alias(MODEL, "champion").version
+    number = site.records.add_action(MODEL, "retrain", "labels", {}, START + timedelta(days=119), key="again")
+    site.records.update_action(number, "waiting", {"version": "1", "status": "waiting"})
+    assert site.ask("reject", action=str(number)).json() == {"action": number, "version": "1"}
+    assert MlflowClient(site.url).get_model_version_by_alias(MODEL, "champion").version == before
+    outcome = eventually(lambda: site.status()["models"][0]["actions"][0]["outcome"])
+    assert outcome == "Version 1 rejected by a person, the champion stays"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
+def test_it_is_readable_in_both_schemes_and_on_a_phone(
+    site: Site, browser: Browser, scheme: Any, width: int
+) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page.goto(site.page)
+    measure = """element => {
+        const light = color => { const [r, g, b] = color.match(/\\d+/g).map(Number); return (r + g + b) / 765 };
+        const style = getComputedStyle(element);
+        return [light(style.color), light(style.backgroundColor), document.documentElement.scrollWidth];
+    }"""
+    ink, ground, wide = page.locator("body").evaluate(measure)
+    assert abs(ink - ground) > 0.6
+    assert (ground < 0.5) == (scheme == "dark")
+    assert wide <= width
+    page.close()

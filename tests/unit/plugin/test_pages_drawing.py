@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from support.page_home import gate
+
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.plugin.pages import words
+from mlflow_flywheel.plugin.pages.timeline import Mark, Point, Timeline
+from mlflow_flywheel.plugin.record_types import ActionRecord
+
+T0 = datetime(2013, 2, 1, tzinfo=timezone.utc)
+DAY = timedelta(days=1)
+
+
+def drawing(timeline: Timeline) -> ElementTree.Element:
+    return ElementTree.fromstring(timeline.svg())
+
+
+def numbers(element: ElementTree.Element, *names: str) -> list[float]:
+    return [float(element.attrib[name]) for name in names]
+
+
+def action(status: str, result: dict[str, Any] | None = None, kind: str = "retrain") -> ActionRecord:
+    return ActionRecord(1, "m", kind, "why", {}, T0, "k", status, result, None, T0, T0)
+
+
+def test_nothing_to_draw_is_no_drawing() -> None:
+    assert Timeline("AUC", [], []).svg() == ""
+
+
+@pytest.mark.parametrize("days", [0, 0.01, 1, 5, 30, 120, 900])
+def test_everything_drawn_is_within_the_frame_whatever_the_span(days: float) -> None:
+    times = [T0 + i / 20 * days * DAY for i in range(21)]
+    performance = [Point(t, "ok", "fine", 0.7 + i / 500, 0.6, 0.9) for i, t in enumerate(times)]
+    drift = [Point(t, "alarm", "moved", i / 20) for i, t in enumerate(times)]
+    svg = drawing(Timeline("AUC", performance, drift, [Mark(times[-1], "v2", "promoted", True)], 0.71, 0.3))
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    for circle in svg.iter("circle"):
+        x, y = numbers(circle, "cx", "cy")
+        assert 0 <= x <= width and 0 <= y <= height
+    bars = list(svg.iter("rect"))
+    assert len(bars) == 21
+    for bar in bars:
+        x, y, w, h = numbers(bar, "x", "y", "width", "height")
+        assert x >= 0 and x + w <= width and h > 0 and y + h <= height
+    labels = [text.text for text in svg.iter("text") if text.attrib["class"] == "tick middle"]
+    assert len(labels) <= 12
+    assert len(set(labels)) == len(labels) or days > 366
+
+
+def test_time_goes_right_and_better_goes_up() -> None:
+    points = [Point(T0, "ok", "a", 0.6), Point(T0 + DAY, "ok", "b", 0.7)]
+    first, second = drawing(Timeline("AUC", points, [])).iter("circle")
+    assert numbers(second, "cx") > numbers(first, "cx")
+    assert numbers(second, "cy") < numbers(first, "cy")
+
+
+def test_too_little_data_is_not_drawn_as_a_value() -> None:
+    svg = drawing(
+        Timeline("performance", [Point(T0, "unknown", "few labels")], [Point(T0, "unknown", "few")])
+    )
+    assert list(svg.iter("circle")) == list(svg.iter("rect")) == []
+    assert "no labelled window yet" in [text.text for text in svg.iter("text")]
+
+
+def test_words_of_monitors_cannot_break_out() -> None:
+    hostile = '</title><script>alert("&")</script>'
+    text = Timeline(hostile, [Point(T0, hostile, hostile, 1.0)], [], [Mark(T0, hostile, hostile, True)]).svg()
+    assert "<script" not in text
+    svg = ElementTree.fromstring(text)
+    assert [circle.attrib["class"] for circle in svg.iter("circle")] == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("promoted", "Version 4 promoted: log loss 0.5012 → 0.4731, AUC 0.6680 → 0.7110, gain +0.0281"),
+        ("refused", "Version 4 refused, the champion stays: log loss"),
+        ("waiting", "Version 4 passed and waits for approval: "),
+        ("rejected", "Version 4 rejected by a person"),
+        ("running", ""),
+    ],
+)
+def test_outcomes_say_what_became_of_a_retraining(status: str, said: str) -> None:
+    found = words.outcome(action(status, {"version": "4", "gate": gate(True)}))
+    assert found.startswith(said)
+    if said:
+        assert found.endswith("(interval +0.0174 to +0.0392) on 11,730 held-out rows")
+
+
+def test_an_outcome_without_numbers_still_reads() -> None:
+    assert words.outcome(action("failed", {"reason": "no labels\nmore"})) == "Failed: no labels"
+    assert words.outcome(action("failed")) == "Failed: see its run"
+    assert words.outcome(action("promoted", {"version": "4"})) == "Version 4 promoted"
+    assert words.outcome(action("done", {}, kind="alert")) == ""
+    few = {**gate(False), "difference": None, "low": None, "champion": {}}
+    assert words.gate_words(few) == "on 11,730 held-out rows"
+
+
+def test_the_policy_in_words() -> None:
+    lines = dict(words.policy_lines(PolicySpec.parse({})))
+    assert lines["Monitors"] == "hourly, over 30d of event time"
+    assert lines["Promotes"] == "by itself, if the gate is 95% sure of no harm"
+    changed = {"retrain_on": "", "monitor_schedule": "30 2 * * *", "approval": "manual"}
+    lines = dict(words.policy_lines(PolicySpec.parse(changed)))
+    assert lines["Retrains"] == "never by itself"
+    assert lines["Monitors"].startswith("daily at 02:30 UTC")
+    assert lines["Promotes"].startswith("when a person approves")
+    cron = PolicySpec.parse({"monitor_schedule": "*/5 1-3 * * mon"})
+    assert dict(words.policy_lines(cron))["Monitors"].startswith("at */5 1-3 * * mon")
+
+
+def test_spans_leave_out_what_both_ends_share() -> None:
+    assert words.span(T0, T0 + 30 * DAY) == "1 Feb – 3 Mar 2013"
+    assert words.span(T0 - 30 * DAY, T0) == "2 Jan – 1 Feb 2013"
+    assert words.span(T0 - 40 * DAY, T0) == "23 Dec 2012 – 1 Feb 2013"
+    assert words.span(T0, T0 + timedelta(hours=6)) == "1 Feb 2013, 00:00 – 1 Feb 2013, 06:00"
