@@ -21,7 +21,7 @@ from mlflow_flywheel.plugin.record_types import ActionRecord
 from mlflow_flywheel.plugin.records import Records
 
 from . import view, words
-from .snapshot import REPORT, Source, mlflow_url
+from .snapshot import REPORT, Source, has_report, mlflow_url
 
 _REFRESH_SECONDS = 5
 _CHAMPION = "champion"
@@ -43,6 +43,7 @@ def blueprint() -> Blueprint:
             drawings={model.name: Markup(view.timeline(model).svg()) for model in snapshot.models},
             words=words,
             report=REPORT,
+            has_report=has_report,
             mlflow_url=mlflow_url,
             api=prefix("/ajax-api/2.0/flywheel"),
             refresh=_REFRESH_SECONDS,

@@ -23,7 +23,7 @@ from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 from mlflow_flywheel.plugin.views import deployment_view
 
 REPORT = "reports/drift.html"
-_VERDICTS, _ACTIONS = 1000, 60
+_VERDICTS, _ACTIONS, _REPORTS = 1000, 60, 6
 _COUNT_AT_MOST_EVERY = 5.0
 _MONITORS = ("drift", "performance")
 
@@ -105,12 +105,15 @@ class ModelView:
     def waiting(self) -> ActionRecord | None:
         """Return the newest retraining when its challenger waits for a person."""
         newest = next((action for action in self.actions if action.kind == "retrain"), None)
-        return newest if newest is not None and newest.status == "waiting" else None
+        if newest is None or newest.status != "waiting":
+            return None
+        # who sets the alias in MLflow's own interface has approved it too
+        return None if (newest.result or {}).get("version") in self.versions else newest
 
     @property
     def reports(self) -> list[VerdictRecord]:
-        """Return the newest drift verdicts that have a run, and so a report."""
-        return [v for v in self.verdicts if v.monitor == "drift" and v.run_id is not None][:6]
+        """Return the newest drift verdicts that have a report."""
+        return [v for v in self.verdicts if has_report(v)][:_REPORTS]
 
     def run_url(self, run_id: str | None, artifact: str | None = None) -> str | None:
         """Return where MLflow shows a run, or one of its artifacts."""
@@ -224,6 +227,11 @@ class Source:
 class _Counted:
     counts: TableCounts | None
     until: float
+
+
+def has_report(verdict: VerdictRecord) -> bool:
+    """Tell whether the verdict's run has a drift report; a policy may ask for one only now and then."""
+    return verdict.monitor == "drift" and verdict.run_id is not None and bool(verdict.summary.get("report"))
 
 
 def mlflow_url(path: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from html import escape
+from itertools import pairwise
 
 _WIDTH, _LEFT, _RIGHT = 920, 52, 14
 _UPPER = (26, 116)
@@ -18,7 +19,10 @@ _MOST_TICKS = 9
 
 @dataclass(frozen=True)
 class Point:
-    """One verdict: when its window ended, the number drawn (None: too little data), its interval, and its words."""
+    """One verdict: when its window ended, the number drawn (None: too little data), its interval, and its words.
+
+    `reference` is what the version of that time did when it was validated.
+    """
 
     at: datetime
     status: str
@@ -26,6 +30,7 @@ class Point:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    reference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is drawn; `reference` is what the version in force did when it was validated."""
+    """What is drawn."""
 
     metric: str
     performance: Sequence[Point]
     drift: Sequence[Point]
     marks: Sequence[Mark] = ()
-    reference: float | None = None
     drift_limit: float | None = None
 
     def svg(self) -> str:
@@ -71,10 +75,11 @@ class Timeline:
 
     def _upper(self, x: _Scale) -> Iterable[str]:
         top, bottom = _UPPER
-        reference = f"; dashed: the reference, {self.reference:.3f}" if self.reference is not None else ""
+        references = [p for p in self.performance if p.reference is not None]
+        reference = f"; dashed: at its validation, {references[-1].reference:.3f} now" if references else ""
         yield _lane(top, self.metric, f"on the labels that came{reference}")
         known = [point for point in self.performance if point.value is not None]
-        values = [v for p in known for v in (p.value, p.low, p.high, self.reference) if v is not None]
+        values = [v for p in known for v in (p.value, p.low, p.high, p.reference) if v is not None]
         if not values:
             yield f'<text class="tick" x="{_LEFT + 8}" y="{(top + bottom) / 2}">no labelled window yet</text>'
             return
@@ -82,9 +87,8 @@ class Timeline:
         for value in y.ticks():
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
             yield f'<text class="tick end" x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}">{value:.3g}</text>'
-        if self.reference is not None:
-            at = y(self.reference)
-            yield f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        if len(references) > 1:
+            yield f'<polyline class="reference" points="{_steps(references, x, y)}"/>'
         band = [p for p in known if p.low is not None and p.high is not None]
         if len(band) > 1:
             upper = [f"{x.time(p.at):.1f},{y(p.high or 0):.1f}" for p in band]
@@ -181,6 +185,15 @@ def _months(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
         moment = datetime(first.year + year, month + 1, 1, tzinfo=timezone.utc)
         ticks.append((moment, moment.strftime("%b %Y" if month == 0 or i == 1 else "%b")))
     return ticks
+
+
+def _steps(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
+    """Return the references as a line that jumps where the version changed."""
+    corners = []
+    for before, point in pairwise(points):
+        corners += [(x.time(before.at), before.reference), (x.time(point.at), before.reference)]
+    corners.append((x.time(points[-1].at), points[-1].reference))
+    return " ".join(f"{left:.1f},{y(value or 0):.1f}" for left, value in corners)
 
 
 def _lane(top: int, name: str, words: str) -> str:

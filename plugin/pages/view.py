@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
 
-from .snapshot import REPORT, ModelView, Snapshot
+from .snapshot import REPORT, ModelView, Snapshot, has_report
 from .timeline import Mark, Point, Timeline
 from .words import gate_words, headline, metric_name, metrics_of, outcome, verdict_text
 
@@ -44,13 +44,11 @@ def timeline(model: ModelView) -> Timeline:
     chosen = next(
         (m for v in model.verdicts if v.monitor == "performance" and (m := headline(metrics_of(v)))), None
     )
-    newest = model.newest("performance")
     return Timeline(
         metric=metric_name(chosen) if chosen else "performance",
         performance=_points(model, "performance", chosen or ""),
-        drift=_points(model, "drift", "drift_share"),
+        drift=_points(model, "drift", "share"),
         marks=tuple(_marks(model)),
-        reference=_reference(newest, chosen) if newest is not None and chosen else None,
         drift_limit=model.policy.drift_share if model.policy is not None else None,
     )
 
@@ -104,7 +102,7 @@ def _verdict_json(model: ModelView, verdict: VerdictRecord) -> dict[str, Any]:
         "metrics": metrics_of(verdict),
         "window": [verdict.window_start.isoformat(), verdict.window_end.isoformat()],
         "run_id": verdict.run_id,
-        "report_url": model.run_url(verdict.run_id, REPORT) if verdict.monitor == "drift" else None,
+        "report_url": model.run_url(verdict.run_id, REPORT) if has_report(verdict) else None,
     }
 
 
@@ -133,6 +131,7 @@ def _points(model: ModelView, monitor: str, metric: str) -> list[Point]:
                 metrics.get(metric),
                 metrics.get(f"{metric}_low"),
                 metrics.get(f"{metric}_high"),
+                (verdict.summary.get("reference") or {}).get(metric),
             )
     return [points[end] for end in sorted(points)]
 
@@ -150,10 +149,3 @@ def _marks(model: ModelView) -> Iterator[Mark]:
                 f"{outcome(action).partition(':')[0]}: {words}",
                 promoted,
             )
-
-
-def _reference(verdict: VerdictRecord, metric: str) -> float | None:
-    rows = verdict.summary.get("evidence") or []
-    return next(
-        (row["reference"] for row in rows if row.get("metric") == metric and "reference" in row), None
-    )

@@ -38,7 +38,7 @@ def headline(metrics: Mapping[str, float]) -> str | None:
 
 def verdict_text(verdict: VerdictRecord) -> str:
     """Return the sentence that the monitor wrote."""
-    return str(verdict.summary.get("summary", ""))
+    return str(verdict.summary.get("text", ""))
 
 
 def metrics_of(verdict: VerdictRecord) -> dict[str, float]:
@@ -50,8 +50,10 @@ def outcome(action: ActionRecord) -> str:
     """Return what an action came to, with the gate's numbers where it got that far."""
     result = action.result or {}
     version, gate = result.get("version"), result.get("gate")
-    if action.kind != "retrain" or action.status in ("started", "running"):
+    if action.kind != "retrain":
         return ""
+    if action.status in ("queued", "started", "running"):
+        return "Queued" if action.status == "queued" else "Under way"
     if action.status == "failed":
         return f"Failed: {str(result.get('reason', '')).splitlines()[0] if result.get('reason') else 'see its run'}"
     heading = {

@@ -200,7 +200,7 @@ def test_the_way_from_mlflow_to_the_page_to_a_report(site: Site, page: Page) -> 
 def test_the_page_renews_itself(site: Site, page: Page) -> None:
     page.goto(site.page)
     end = START + timedelta(days=121)
-    fresh = {"summary": "9 of 12 features drifted: a new sentence", "metrics": {"drift_share": 0.75}}
+    fresh = {"text": "9 of 12 features drifted: a new sentence", "metrics": {"share": 0.75}}
     site.records.add_verdict(MODEL, "drift", end - timedelta(days=30), end, "alarm", fresh, site.run_id)
     page.get_by_text("a new sentence").first.wait_for(timeout=15_000, state="attached")
 

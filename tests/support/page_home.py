@@ -45,7 +45,7 @@ def _verdicts(records: Records, run_id: str | None) -> None:
         drifted = 0.1 + 0.45 * math.sin(day / 26) ** 2 + chance.uniform(-0.05, 0.05)
         status = "alarm" if drifted > 0.42 else "warn" if drifted > 0.3 else "ok"
         text = f"{round(12 * drifted)} of 12 features drifted: temp (effect 0.62), month (0.48), dewp (0.31)"
-        drift: dict[str, Any] = {"summary": text, "metrics": {"drift_share": drifted}}
+        drift: dict[str, Any] = {"text": text, "metrics": {"share": drifted}, "report": True}
         records.add_verdict(MODEL, "drift", *window, status, drift, run_id)
         if day < 6:
             few = {
@@ -57,9 +57,9 @@ def _verdicts(records: Records, run_id: str | None) -> None:
         auc = 0.71 - 0.05 * min(day, 60) / 60 + (0.055 if day > 64 else 0) + chance.uniform(-0.004, 0.004)
         status = "alarm" if auc < 0.675 else "warn" if auc < 0.69 else "ok"
         performance: dict[str, Any] = {
-            "summary": f"auc {auc:.3f} (reference 0.706), log_loss 0.482 (reference 0.471) on 18,204 labelled rows",
+            "text": f"auc {auc:.3f} (reference 0.706), log_loss 0.482 (reference 0.471) on 18,204 labelled rows",
             "metrics": {"auc": auc, "auc_low": auc - 0.011, "auc_high": auc + 0.011},
-            "evidence": [{"metric": "auc", "value": auc, "reference": 0.706}],
+            "reference": {"auc": 0.706 if day <= 64 else 0.711},
         }
         records.add_verdict(MODEL, "performance", *window, status, performance, run_id)
 
