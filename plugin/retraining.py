@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow_flywheel.pipelines
 from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.reporting import KIND_TAG, MODEL_TAG, experiment_id
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of
@@ -42,7 +44,7 @@ from .home import Home
 from .project_run import run_project
 from .records import Records
 from .registration import add_version, log_reference
-from .runners.base import process_environment
+from .runners.base import path_with_interpreter, process_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +73,7 @@ class Challenge:
     reason: str
     as_of: datetime
     run_id: str
-    experiment_id: str
+    experiment: str
 
     @property
     def model(self) -> str:
@@ -101,12 +103,10 @@ def run_retraining(
         version = _made_before(client, run_id)
         if version is None:
             champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
-            experiment_id = experiment(client, model)
-            run_id = _new_run(client, experiment_id, champion, reason, as_of)
+            experiment = experiment_id(client, model)
+            run_id = _new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
-            version = _challenge(
-                Challenge(home, client, policy, champion, reason, as_of, run_id, experiment_id)
-            )
+            version = _challenge(Challenge(home, client, policy, champion, reason, as_of, run_id, experiment))
         result = _release(client, policy, version)
     except (FlywheelError, MlflowException) as error:
         _log.warning("retraining of %s failed: %s", model, error.message)
@@ -115,22 +115,6 @@ def run_retraining(
         result |= {"gate": None, "promoted": False}
     records.update_action(action_id, result["status"], result, result["run_id"])
     return result
-
-
-def experiment(client: MlflowClient, model: str) -> str:
-    """Return the id of the experiment `flywheel/<model>`, made when it is missing."""
-    from mlflow.exceptions import MlflowException
-
-    name = f"flywheel/{model}"
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return experiment(client, model)  # another process made it in this moment
-    return str(found.experiment_id)
 
 
 def _challenge(attempt: Challenge) -> ModelVersion:
@@ -198,13 +182,15 @@ def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
     }
     for name, value in parameters.items():
         attempt.client.log_param(attempt.run_id, name, value)
+    environment = process_environment(attempt.home.tracking_uri, attempt.home.path)
+    environment["PATH"] = path_with_interpreter(os.environ.get("PATH", os.defpath))
     log_file = attempt.folder / "retrain.log"
     outcome = run_project(
         _PROJECT,
         parameters,
         run_id=attempt.run_id,
-        experiment_id=attempt.experiment_id,
-        environment=process_environment(attempt.home.tracking_uri, attempt.home.path),
+        experiment_id=attempt.experiment,
+        environment=environment,
         log_file=log_file,
         timeout=_PROJECT_SECONDS,
     )
@@ -255,19 +241,20 @@ def _register(
 def _release(client: MlflowClient, policy: PolicySpec, version: ModelVersion) -> dict[str, Any]:
     """Move the alias when the gate and the policy allow it; safe to repeat."""
     gate = json.loads(version.tags[GATE_TAG])
-    result = {"run_id": version.run_id, "version": version.version, "gate": gate, "reason": gate["reason"]}
+    number = str(version.version)  # MLflow's SQL stores count in integers, its server in texts
+    result = {"run_id": version.run_id, "version": number, "gate": gate, "reason": gate["reason"]}
     if not gate["promote"]:
         return result | {"status": "refused", "promoted": False}
-    in_force = client.get_model_version_by_alias(version.name, CHAMPION).version
-    if in_force not in (version.version, version.tags[PARENT_TAG]):
-        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+    in_force = str(client.get_model_version_by_alias(version.name, CHAMPION).version)
+    if in_force not in (number, version.tags[PARENT_TAG]):
+        client.set_registered_model_alias(version.name, CHALLENGER, number)
         why = f"version {in_force} became champion meanwhile, and the gate compared with {version.tags[PARENT_TAG]}"
         return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    if policy.approval == "manual" and in_force != version.version:
-        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
-        why = f"waiting for approval: set the alias {CHAMPION} to version {version.version}"
+    if policy.approval == "manual" and in_force != number:
+        client.set_registered_model_alias(version.name, CHALLENGER, number)
+        why = f"waiting for approval: set the alias {CHAMPION} to version {number}"
         return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    client.set_registered_model_alias(version.name, CHAMPION, number)
     return result | {"status": "promoted", "promoted": True}
 
 
@@ -285,7 +272,7 @@ def _log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
 
 
 def _new_run(
-    client: MlflowClient, experiment_id: str, champion: ResolvedModel, reason: str, as_of: datetime
+    client: MlflowClient, experiment: str, champion: ResolvedModel, reason: str, as_of: datetime
 ) -> str:
     """Make the run that the project will fill, with the tags that MLflow gives to project runs."""
     from mlflow.utils import mlflow_tags
@@ -294,14 +281,14 @@ def _new_run(
         mlflow_tags.MLFLOW_SOURCE_TYPE: "PROJECT",
         mlflow_tags.MLFLOW_SOURCE_NAME: _PROJECT,
         mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "main",
-        "flywheel.kind": "retraining",
-        "flywheel.model": champion.name,
+        KIND_TAG: "retraining",
+        MODEL_TAG: champion.name,
         "flywheel.as_of": as_of.isoformat(),
         PARENT_TAG: champion.version,
         TRIGGER_TAG: reason[:_TEXT_LENGTH],
     }
     return str(
-        client.create_run(experiment_id, tags=tags, run_name=f"retrain {as_of:%Y-%m-%d %H:%M}").info.run_id
+        client.create_run(experiment, tags=tags, run_name=f"retrain {as_of:%Y-%m-%d %H:%M}").info.run_id
     )
 
 

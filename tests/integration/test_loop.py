@@ -1,0 +1,143 @@
+"""The loop on a real MLflow store: registered once, watched, retrained by a real project run, gated, promoted."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from support.loops import LoopWorld, day
+
+from mlflow_flywheel.monitors.reference import load_reference
+from mlflow_flywheel.pipelines.lineage import Lineage
+from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.registry import download_model, resolve_model
+from mlflow_flywheel.pipelines.training_set import rebuild_training_set
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
+from mlflow_flywheel.plugin.retraining import GATE_TAG, PARENT_TAG
+
+QUICK = {
+    "window": "20d",
+    "min_rows": 100,
+    "min_labels": 200,
+    "consecutive": 1,
+    "retrain_on": "performance",
+    "report": "never",
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path, tracking_uri: str) -> Iterator[LoopWorld]:
+    home = Home(tmp_path / "home").create()
+    home.bind(tracking_uri)
+    made = LoopWorld(home, f"shop-{uuid.uuid4().hex[:8]}")
+    yield made
+    made.close()
+
+
+def champion_of(world: LoopWorld, alias: str = "champion") -> str:
+    return str(MlflowClient(world.home.tracking_uri).get_model_version_by_alias(world.name, alias).version)
+
+
+def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_better(
+    world: LoopWorld, tmp_path: Path
+) -> None:
+    home, records, model = world.home, world.records, world.name
+    assert world.register_classifier() == "1"
+    world.deploy("shop-web", "shop-app")
+    records.set_policy(model, QUICK)
+    world.serve(range(20), 30, deployments=("shop-web", "shop-app"))
+    calm = run_monitors(home, records, model, day(20))
+    assert [v["status"] for v in calm["verdicts"]] == ["ok", "ok"], calm["verdicts"]
+    assert calm["action"] == "none" and records.actions(model) == []
+
+    world.serve(range(20, 60), 30, turned=True, deployments=("shop-web", "shop-app"))
+    alarm = run_monitors(home, records, model, day(60))
+    assert alarm["action"] == "retrain", alarm
+    again = run_monitors(home, records, model, day(60))
+    assert again["action"] == "none"
+    (action,) = records.actions(model)
+    assert action.status == "queued" and action.evidence["monitor_run_id"] == alarm["run_id"]
+    assert len(records.verdicts(model)) == 4
+    (task,) = records.tasks(kind="retrain")
+    assert task.payload["action_id"] == action.id and task.id == alarm["retrain_task"]
+
+    done = run_retraining(home, records, model, action.reason, day(60), action.id)
+    assert done["status"] == "promoted", done["reason"]
+    gate = done["gate"]
+    assert gate["low"] > 0 and gate["challenger"]["auc"] > gate["champion"]["auc"]
+    client = MlflowClient(home.tracking_uri)
+    assert champion_of(world) == done["version"] == "2"
+    version = client.get_model_version_by_alias(model, "champion")
+    assert version.run_id == done["run_id"]
+    assert version.tags[PARENT_TAG] == "1" and version.tags["flywheel.label"] == "y"
+    run = client.get_run(done["run_id"])
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.project.backend"] == "local"
+    assert client.get_experiment(run.info.experiment_id).name == f"flywheel/{model}"
+    assert run.data.metrics["challenger_log_loss"] == pytest.approx(run.data.metrics["holdout_log_loss"])
+    (finished,) = records.actions(model)
+    assert finished.status == "promoted" and finished.run_id == done["run_id"]
+    assert finished.result is not None and finished.result["gate"] == done["gate"]
+
+    assert run_retraining(home, records, model, action.reason, day(60), action.id) == done
+    assert len(client.search_model_versions(f"name='{model}'")) == 2
+
+    path = mlflow.artifacts.download_artifacts(
+        version.tags["flywheel.lineage"], tracking_uri=home.tracking_uri
+    )
+    lineage = Lineage.load(Path(path))
+    base = mlflow.artifacts.download_artifacts(lineage.base, tracking_uri=home.tracking_uri)
+    schema = load_scorer(download_model(resolve_model(f"models:/{model}/1"), home.models)).schema
+    assert (
+        rebuild_training_set(lineage, home.tables, schema, tmp_path / "again", Path(base)).lineage == lineage
+    )
+    reference = load_reference(model, "2", home.tracking_uri)
+    assert reference is not None and len(reference) == lineage.holdout_rows_found
+
+    # the same version again, but a person is to be asked
+    client.set_registered_model_alias(model, "champion", "1")
+    records.set_policy(model, {"approval": "manual"})
+    waiting = run_retraining(home, records, model, action.reason, day(60), action.id)
+    assert waiting["status"] == "waiting" and "approval" in waiting["reason"]
+    assert (champion_of(world), champion_of(world, "challenger")) == ("1", "2")
+
+
+def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: LoopWorld) -> None:
+    """All labels of the window are 1: the estimator refuses to be fitted, in its own process."""
+    home, records, model = world.home, world.records, world.name
+    world.register_classifier()
+    client = MlflowClient(home.tracking_uri)
+    client.delete_model_version_tag(model, "1", "flywheel.reference")
+    world.serve(range(10), 40, label=1)
+    action = records.add_action(model, "retrain", "a test", {}, day(10), "key")
+    failed = run_retraining(home, records, model, "a test", day(10), action)
+    assert failed["status"] == "failed" and not failed["promoted"]
+    assert "at least 2 classes" in failed["reason"]
+    assert client.get_run(failed["run_id"]).info.status == "FAILED"
+    assert champion_of(world) == "1"
+    assert records.actions(model)[0].status == "failed"
+    assert not (home.path / "retraining" / failed["run_id"]).exists()
+
+
+def test_a_challenger_that_is_not_better_is_refused_with_the_reason(world: LoopWorld) -> None:
+    home, records, model = world.home, world.records, world.name
+    world.register_classifier()
+    world.serve(range(12), 60)
+    action = records.add_action(model, "retrain", "labels", {}, day(12), "first")
+    refused = run_retraining(home, records, model, "labels", day(12), action)
+    assert refused["status"] == "refused", refused["reason"]
+    tags = MlflowClient(home.tracking_uri).get_model_version(model, refused["version"]).tags
+    assert '"promote": false' in tags[GATE_TAG] and "not promoted" in refused["reason"]
+    assert champion_of(world) == "1"
+
+
+def test_without_rows_nothing_is_said(world: LoopWorld) -> None:
+    world.register_classifier()
+    world.serve(range(2), 10)
+    said = run_monitors(world.home, world.records, world.name, day(400))
+    assert said["action"] == "none" and said["run_id"] is None
+    assert world.records.policy_state(world.name) == {} and world.records.verdicts(world.name) == []
