@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +36,10 @@ REPORT_ARTIFACT = "reports/drift.html"
 KIND_TAG = "flywheel.kind"
 MODEL_TAG = "flywheel.model"
 DEPLOYMENT_TAG = "flywheel.deployment"
-_NAME = "mlflow.runName"
 _PARENT = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
+# Without it MLflow's UI shows the run among language-model evaluations, away from its charts.
+_VIEW = "?workflowType=machine_learning"
 _TAG_LENGTH = 4000
 _MOST_COLUMNS = 500
 
@@ -59,7 +61,7 @@ def deployment_run(client: MlflowClient, model: str, deployment: str, mode: str)
 def end_deployment_run(client: MlflowClient, run_id: str) -> None:
     """Finish a deployment's run, when the deployment is deleted; a later one of the same name starts anew."""
     with _errors(client, "finish a deployment's run"):
-        client.set_terminated(run_id)
+        _finish(client, run_id, "FINISHED")
 
 
 def model_run(client: MlflowClient, model: str) -> str:
@@ -110,9 +112,9 @@ def log_monitor_run(
             client.log_batch(run_id, metrics=_points(metrics, as_of, model_id, dataset))
             _log_files(client, run, verdicts, html)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            _finish(client, run_id, "FAILED")
             raise
-        client.set_terminated(run_id)
+        _finish(client, run_id, "FINISHED")
         note = [_tag(_NOTE, _note(verdicts, experiment, run_id, html is not None))]
         client.log_batch(parent, metrics=_points(metrics, as_of), tags=note)
         if version:
@@ -124,7 +126,7 @@ def log_monitor_run(
 def run_link(experiment: str, run_id: str, report: bool) -> str:
     """Return the place of a run, or of its report, inside the MLflow UI."""
     run = f"#/experiments/{experiment}/runs/{run_id}"
-    return f"{run}/artifacts/{REPORT_ARTIFACT}" if report else run
+    return f"{run}/artifacts/{REPORT_ARTIFACT}{_VIEW}" if report else run + _VIEW
 
 
 def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Mapping[str, str]) -> str:
@@ -141,6 +143,12 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
             return str(found[0].info.run_id)
         run = client.create_run(experiment, tags={KIND_TAG: kind, MODEL_TAG: model, **tags}, run_name=name)
     return str(run.info.run_id)
+
+
+def _finish(client: MlflowClient, run_id: str, status: str) -> None:
+    """End a run, without the lines that MLflow would ask the server for and print for every run that ends."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    client.set_terminated(run_id, status)
 
 
 def _quoted(value: str) -> str:

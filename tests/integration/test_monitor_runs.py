@@ -118,12 +118,14 @@ def test_the_version_says_the_newest_verdicts_beside_what_people_wrote(client, v
     assert (
         found.tags["flywheel.verdict.drift"] == "alarm" and found.tags["flywheel.verdict.performance"] == "ok"
     )
-    assert found.tags["flywheel.last_report"].endswith(f"/runs/{second}/artifacts/reports/drift.html")
+    assert found.tags["flywheel.last_report"].endswith(
+        f"/runs/{second}/artifacts/reports/drift.html?workflowType=machine_learning"
+    )
     assert found.description.startswith(
         "Ours since **2013**.\n\nDo not touch.\n\n**flywheel** as of 2013-03-02"
     )
     assert found.description.count("flywheel") == 1 and first not in found.description
-    assert f"runs/{second}/artifacts/reports/drift.html)" in found.description
+    assert f"runs/{second}/artifacts/reports/drift.html?workflowType=machine_learning)" in found.description
 
 
 def test_series_grow_in_event_time_on_the_models_run_and_monitor_runs_are_nested_in_it(client, version):
