@@ -34,7 +34,11 @@ FULL_BLOCKS = 10
 
 @dataclass(frozen=True)
 class GateResult:
-    """The decision and what it rests on; `difference` is the challenger's mean gain (positive: it loses less)."""
+    """The decision and what it rests on.
+
+    `metric` names the score among the metrics of both; `difference` is the challenger's mean gain (positive: it loses
+    less), `low` and `high` its interval.
+    """
 
     promote: bool
     reason: str
@@ -75,7 +79,7 @@ def compare(
     """Decide whether the challenger may replace the champion.
 
     It may when the interval of its mean gain lies above zero and the mean gain is at least `margin` (in units of the
-    score: log loss for classifiers with probabilities, 0/1 loss without, absolute error for regressors). `holdout` has
+    score: log loss for classifiers with probabilities, error rate without, absolute error for regressors). `holdout` has
     the features by name, `label` and the event time. A challenger that cannot score the hold-out is refused, with the
     error as the reason; a champion that cannot raises.
     """
@@ -87,7 +91,7 @@ def compare(
         after = score(said_after, challenger.classes, labels, kind)
     except (BadInput, ModelError) as error:
         return _refused(
-            f"not promoted: the challenger cannot score the hold-out: {error.message}", before, holdout
+            f"refused: the challenger cannot score the hold-out: {error.message}", before, holdout
         )
     if after.metric != before.metric:
         # Only one of the two has probabilities: both can be judged by the classes they name.
@@ -120,7 +124,8 @@ def decide(
     n_blocks = int(blocks.max()) + 1 if len(blocks) else 0
     mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence)
     interval = f"{100 * confidence:g}% interval {low:+.4f} to {high:+.4f}"
-    facts = f"{before.metric} {_mean(before.losses):.4f} -> {_mean(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    name = before.metric.replace("_", " ")
+    facts = f"{name} {_mean(before.losses):.4f} -> {_mean(after.losses):.4f}, gain {mean:+.4f} ({interval})"
     if n_blocks < MIN_BLOCKS:
         promote, why = (
             False,
@@ -134,7 +139,7 @@ def decide(
         promote, why = False, f"the gain is below the margin of {margin:g}"
     else:
         promote, why = True, "the interval excludes harm"
-    reason = f"{'promoted' if promote else 'not promoted'}: {why}: {facts} on {len(gains)} rows in {n_blocks} blocks"
+    reason = f"{'passed' if promote else 'refused'}: {why}: {facts} on {len(gains)} rows in {n_blocks} blocks"
     return GateResult(
         promote, reason, before.metric, before.metrics, after.metrics, mean, low, high, len(gains), n_blocks
     )
@@ -147,9 +152,8 @@ def score(predictions: Predictions, classes: tuple[str, ...] | None, labels: pa.
     codes = class_codes(labels, classes) if classes is not None else None
     if predictions.proba is None or classes is None or codes is None:
         wrong = _texts(predictions.values) != _texts(labels)
-        return Scores(
-            "0/1 loss", wrong.astype(np.float64), {"accuracy": 1.0 - _mean(wrong.astype(np.float64))}
-        )
+        losses = wrong.astype(np.float64)
+        return Scores("error_rate", losses, {"error_rate": _mean(losses), "accuracy": 1.0 - _mean(losses)})
     flat = predictions.proba.flatten().to_numpy(zero_copy_only=False)
     proba = np.asarray(flat, dtype=np.float64).reshape(len(codes), len(classes))
     return _probability_scores(proba, codes)
@@ -230,7 +234,7 @@ def _probability_scores(proba: Floats, codes: npt.NDArray[np.int64]) -> Scores:
     accuracy = _mean((proba.argmax(axis=1) == codes).astype(np.float64))
     metrics = {"log_loss": _mean(losses), "auc": area, "brier": brier, "accuracy": accuracy}
     return Scores(
-        "log loss", losses, {name: value for name, value in metrics.items() if not math.isnan(value)}
+        "log_loss", losses, {name: value for name, value in metrics.items() if not math.isnan(value)}
     )
 
 
@@ -241,7 +245,7 @@ def _regression_scores(predicted: Floats, truth: Floats) -> Scores:
     spread = float(np.sum((truth - truth.mean()) ** 2)) if len(truth) else 0.0
     if spread > 0:
         metrics["r2"] = 1.0 - float(np.sum(errors**2)) / spread
-    return Scores("absolute error", losses, metrics)
+    return Scores("mae", losses, metrics)
 
 
 def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_flywheel.monitors.drift import MONITOR as DRIFT
 from mlflow_flywheel.monitors.drift import DriftSpec, drift
-from mlflow_flywheel.monitors.performance import PerformanceSpec, performance
+from mlflow_flywheel.monitors.performance import PerformanceSpec, performance, reference_metrics
 from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, decide
 from mlflow_flywheel.monitors.reference import Reference, load_reference
 from mlflow_flywheel.monitors.reporting import deployment_run, log_deployment_metrics, log_monitor_run
@@ -26,7 +27,8 @@ from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
 
 from .home import Home
 from .records import Records
-from .retraining import CHAMPION, run_retraining
+from .release import AS_OF_TAG, CHAMPION
+from .retraining import run_retraining
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,8 +105,9 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
             "retrain_task": None,
         }
         return result | nothing
-    run_id = _show(turn, verdicts)
-    _remember(turn, verdicts, run_id)
+    html = _report(turn, verdicts[0])
+    run_id = _show(turn, verdicts, html)
+    _remember(turn, verdicts, run_id, html is not None)
     return result | {"run_id": run_id} | _act(turn, verdicts, run_id)
 
 
@@ -115,7 +118,7 @@ def _champion_rows(table: InferenceTable, window: Window, version: str) -> pa.Ta
     )
 
 
-def _show(turn: Turn, verdicts: Sequence[Verdict]) -> str:
+def _show(turn: Turn, verdicts: Sequence[Verdict], html: str | None) -> str:
     """Log the monitor run and a point of each deployment's series; return the run's id."""
     run_id = log_monitor_run(
         turn.client,
@@ -124,7 +127,7 @@ def _show(turn: Turn, verdicts: Sequence[Verdict]) -> str:
         turn.as_of,
         verdicts,
         model_id=turn.champion.model_id,
-        html=_report(turn, verdicts[0]),
+        html=html,
         rows=turn.rows,
         source=turn.table.predictions.uri,
         table_version=turn.table.versions()["predictions"],
@@ -172,27 +175,25 @@ def _last_status(turn: Turn, monitor: str) -> str | None:
     return next((v.verdict for v in turn.records.verdicts(turn.model) if v.monitor == monitor), None)
 
 
-def _remember(turn: Turn, verdicts: Sequence[Verdict], run_id: str) -> None:
+def _remember(turn: Turn, verdicts: Sequence[Verdict], run_id: str, report: bool) -> None:
     """Record each verdict, once per monitor and window."""
     known = {(v.monitor, v.window_start, v.window_end) for v in turn.records.verdicts(turn.model)}
+    yardstick = reference_metrics(turn.reference) if turn.reference is not None else {}
     for verdict in verdicts:
-        if (verdict.monitor, verdict.window.start, verdict.window.end) not in known:
-            summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.champion.version}
-            turn.records.add_verdict(
-                turn.model,
-                verdict.monitor,
-                verdict.window.start,
-                verdict.window.end,
-                verdict.status,
-                summary,
-                run_id,
-            )
+        window = verdict.window
+        if (verdict.monitor, window.start, window.end) in known:
+            continue
+        summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.champion.version}
+        more = {"report": report} if verdict.monitor == DRIFT else {"reference": yardstick}
+        turn.records.add_verdict(
+            turn.model, verdict.monitor, window.start, window.end, verdict.status, summary | more, run_id
+        )
 
 
 def _act(turn: Turn, verdicts: Sequence[Verdict], run_id: str) -> dict[str, Any]:
     """Decide, record the action with its evidence, queue a retraining, and last of all remember the decision."""
     state = PolicyState.model_validate(turn.records.policy_state(turn.model))
-    new_labels = _new_labels(turn, state.trained_at)
+    new_labels = _new_labels(turn, _trained_at(turn, state))
     decision, after = decide(turn.policy, state, verdicts, new_labels, turn.as_of)
     action_id = task_id = None
     if decision.action != "none":
@@ -230,6 +231,13 @@ def _evidence(turn: Turn, decision: Decision, run_id: str) -> dict[str, Any]:
         "monitor_run_id": run_id,
         "table_versions": turn.table.versions(),
     }
+
+
+def _trained_at(turn: Turn, state: PolicyState) -> datetime | None:
+    """Return when labels were last trained on: by the policy's own account, or by the version in force's lineage."""
+    tags = turn.client.get_model_version(turn.model, turn.champion.version).tags
+    of_version = datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None
+    return max((moment for moment in (state.trained_at, of_version) if moment is not None), default=None)
 
 
 def _new_labels(turn: Turn, trained_at: datetime | None) -> int:

@@ -44,15 +44,14 @@ from .home import Home
 from .project_run import run_project
 from .records import Records
 from .registration import add_version, log_reference
+from .release import AS_OF_TAG, CHAMPION, GATE_TAG, PARENT_TAG, release
 from .runners.base import path_with_interpreter, process_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-PARENT_TAG, TRIGGER_TAG = "flywheel.parent", "flywheel.trigger"
-GATE_TAG, LINEAGE_TAG = "flywheel.gate", "flywheel.lineage"
+TRIGGER_TAG, LINEAGE_TAG = "flywheel.trigger", "flywheel.lineage"
 
 _log = logging.getLogger(__name__)
 _PROJECT = str(Path(mlflow_flywheel.pipelines.__file__).parent)
@@ -107,7 +106,7 @@ def run_retraining(
             run_id = _new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
             version = _challenge(Challenge(home, client, policy, champion, reason, as_of, run_id, experiment))
-        result = _release(client, policy, version)
+        result = release(client, policy, version)
     except (FlywheelError, MlflowException) as error:
         _log.warning("retraining of %s failed: %s", model, error.message)
         _end_run(client, run_id, "FAILED")
@@ -229,6 +228,7 @@ def _register(
         LABEL_TAG: parent_tags.get(LABEL_TAG, ""),
         BASE_TAG: lineage.base or "",
         PARENT_TAG: attempt.champion.version,
+        AS_OF_TAG: attempt.as_of.isoformat(),
         TRIGGER_TAG: attempt.reason[:_TEXT_LENGTH],
         LINEAGE_TAG: f"runs:/{attempt.run_id}/{LINEAGE_ARTIFACT}",
         HOLDOUT_START_TAG: lineage.holdout_start.isoformat(),
@@ -236,26 +236,6 @@ def _register(
     }
     number = add_version(attempt.client, resolved, attempt.model, {k: v for k, v in tags.items() if v})
     return attempt.client.get_model_version(attempt.model, number)
-
-
-def _release(client: MlflowClient, policy: PolicySpec, version: ModelVersion) -> dict[str, Any]:
-    """Move the alias when the gate and the policy allow it; safe to repeat."""
-    gate = json.loads(version.tags[GATE_TAG])
-    number = str(version.version)  # MLflow's SQL stores count in integers, its server in texts
-    result = {"run_id": version.run_id, "version": number, "gate": gate, "reason": gate["reason"]}
-    if not gate["promote"]:
-        return result | {"status": "refused", "promoted": False}
-    in_force = str(client.get_model_version_by_alias(version.name, CHAMPION).version)
-    if in_force not in (number, version.tags[PARENT_TAG]):
-        client.set_registered_model_alias(version.name, CHALLENGER, number)
-        why = f"version {in_force} became champion meanwhile, and the gate compared with {version.tags[PARENT_TAG]}"
-        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    if policy.approval == "manual" and in_force != number:
-        client.set_registered_model_alias(version.name, CHALLENGER, number)
-        why = f"waiting for approval: set the alias {CHAMPION} to version {number}"
-        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    client.set_registered_model_alias(version.name, CHAMPION, number)
-    return result | {"status": "promoted", "promoted": True}
 
 
 def _log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
@@ -268,7 +248,7 @@ def _log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
         if math.isfinite(value):
             client.log_metric(run_id, name, value, model_id=model_id)
     client.log_dict(run_id, gate.to_dict(), "flywheel/gate.json")
-    client.set_tag(run_id, "flywheel.gate", gate.reason[:_TEXT_LENGTH])
+    client.set_tag(run_id, GATE_TAG, gate.reason[:_TEXT_LENGTH])
 
 
 def _new_run(
@@ -283,7 +263,7 @@ def _new_run(
         mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "main",
         KIND_TAG: "retraining",
         MODEL_TAG: champion.name,
-        "flywheel.as_of": as_of.isoformat(),
+        AS_OF_TAG: as_of.isoformat(),
         PARENT_TAG: champion.version,
         TRIGGER_TAG: reason[:_TEXT_LENGTH],
     }

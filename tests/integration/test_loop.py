@@ -18,7 +18,7 @@ from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.training_set import rebuild_training_set
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
-from mlflow_flywheel.plugin.retraining import GATE_TAG, PARENT_TAG
+from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG, PARENT_TAG
 
 QUICK = {
     "window": "20d",
@@ -74,6 +74,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     assert champion_of(world) == done["version"] == "2"
     version = client.get_model_version_by_alias(model, "champion")
     assert version.run_id == done["run_id"]
+    assert version.tags[AS_OF_TAG] == day(60).isoformat()
     assert version.tags[PARENT_TAG] == "1" and version.tags["flywheel.label"] == "y"
     run = client.get_run(done["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.project.backend"] == "local"
@@ -131,7 +132,7 @@ def test_a_challenger_that_is_not_better_is_refused_with_the_reason(world: LoopW
     refused = run_retraining(home, records, model, "labels", day(12), action)
     assert refused["status"] == "refused", refused["reason"]
     tags = MlflowClient(home.tracking_uri).get_model_version(model, refused["version"]).tags
-    assert '"promote": false' in tags[GATE_TAG] and "not promoted" in refused["reason"]
+    assert '"promote": false' in tags[GATE_TAG] and refused["reason"].startswith("refused: ")
     assert champion_of(world) == "1"
 
 

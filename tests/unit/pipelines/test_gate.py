@@ -57,10 +57,14 @@ def test_a_better_model_is_promoted_and_the_reason_has_the_numbers() -> None:
     result = compare(classifier(-0.5), classifier(2.0), holdout(), "classifier")
     assert result.promote
     assert 0 < result.low < result.difference < result.high
-    assert result.metric == "log loss" and result.blocks == 20 and result.rows == 4000
+    assert result.metric == "log_loss" and result.blocks == 20 and result.rows == 4000
     assert result.challenger["auc"] > 0.8 and result.champion["auc"] < 0.5
     assert result.difference == pytest.approx(result.champion["log_loss"] - result.challenger["log_loss"])
-    assert f"{result.low:+.4f}" in result.reason and "20 blocks" in result.reason
+    assert (
+        "log loss 0" in result.reason
+        and f"{result.low:+.4f}" in result.reason
+        and "20 blocks" in result.reason
+    )
 
 
 def test_a_harmful_model_is_refused() -> None:
@@ -82,7 +86,7 @@ def test_equally_good_models_are_not_promoted_in_more_than_95_percent_of_seeds()
         rng = np.random.default_rng(seed)
         blocks = np.repeat(np.arange(14), per_day)
         gains = rng.normal(size=14)[blocks] * 0.1 + rng.normal(size=len(blocks)) * 0.2
-        before, after = Scores("log loss", gains, {}), Scores("log loss", np.zeros_like(gains), {})
+        before, after = Scores("log_loss", gains, {}), Scores("log_loss", np.zeros_like(gains), {})
         promoted += decide(before, after, blocks, seed=seed, n_bootstrap=500).promote
         fooled += decide(before, after, np.arange(len(blocks)), seed=seed, n_bootstrap=200).promote
     assert promoted <= 0.05 * seeds
@@ -105,14 +109,14 @@ def test_too_few_blocks_exclude_nothing() -> None:
 
 def test_regressors_are_compared_by_absolute_error() -> None:
     result = compare(regressor(3.0), regressor(0.5), holdout(label="number"), "regressor")
-    assert result.promote and result.metric == "absolute error"
+    assert result.promote and result.metric == "mae"
     assert result.champion["mae"] == pytest.approx(3.0) and result.challenger["bias"] == pytest.approx(0.5)
 
 
 def test_models_without_probabilities_are_compared_by_the_classes_they_name() -> None:
     rows = holdout()
     result = compare(classifier(-1.0, with_proba=False), classifier(2.0), rows, "classifier")
-    assert result.promote and result.metric == "0/1 loss"
+    assert result.promote and result.metric == "error_rate"
     assert result.challenger["accuracy"] > 0.7
 
 
