@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
+from glob import escape
 from pathlib import Path
 
 
@@ -36,7 +37,7 @@ def collect_unclean_endings(status_file: str | Path) -> int:
     """Return how many workers of a deployment died with open consumers, and remove their marks."""
     status = Path(status_file)
     found = 0
-    for path in status.parent.glob(f"{status.stem}.subscribed-*"):
+    for path in status.parent.glob(f"{escape(status.stem)}.subscribed-*"):
         try:
             fd = os.open(path, os.O_RDWR)
         except FileNotFoundError:

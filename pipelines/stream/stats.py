@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
+from glob import escape
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -49,7 +50,9 @@ def stats_file(status_file: str | Path, worker: int) -> Path:
 def read_stats(status_file: str | Path) -> StreamStats | None:
     """Return the statistics of a deployment, summed over its workers; None when there are none yet."""
     status = Path(status_file)
-    found = [stats for path in status.parent.glob(f"{status.stem}.stats-*.json") if (stats := _read(path))]
+    found = [
+        stats for path in status.parent.glob(f"{escape(status.stem)}.stats-*.json") if (stats := _read(path))
+    ]
     if not found:
         return None
     newest = max(found, key=lambda stats: stats.updated)

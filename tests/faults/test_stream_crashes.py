@@ -1,0 +1,176 @@
+"""Killed workers and a killed broker under load: every event is in the table once and answered at least once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from support.models import ZooModel
+from support.streams import BrokerProcess, Keeper, StreamDeployment
+from support.waiting import eventually
+
+from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader
+
+PADDING = "x" * 300
+
+
+class Load:
+    """Publishes about 1,000 numbered events per second until it is ended."""
+
+    def __init__(self, deployment: StreamDeployment) -> None:
+        self._config = deployment.config
+        self._end = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._publish)
+        self.sent = 0
+
+    def start(self) -> Load:
+        self._thread.start()
+        return self
+
+    def end(self) -> int:
+        """Return how many events the broker has confirmed; raises when it has not confirmed all."""
+        self._end.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self.sent
+
+    def _publish(self) -> None:
+        try:
+            with EventPublisher(self._config) as publisher:
+                while not self._end.wait(0.02):
+                    for _ in range(20):
+                        body = {"a": self.sent, "b": 1, "c": 0, "d": 0, "padding": PADDING}
+                        publisher.publish(body, client_request_id=str(self.sent))
+                        self.sent += 1
+        except BaseException as error:  # noqa: BLE001 (raised again in the test's thread)
+            self._error = error
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    broker = BrokerProcess(tmp_path / "broker")
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def deployment(
+    tmp_path: Path, broker: BrokerProcess, zoo: Callable[[str], ZooModel]
+) -> Iterator[StreamDeployment]:
+    deployment = StreamDeployment(tmp_path, broker.url, "crash", zoo("pyfunc").ref).start()
+    deployment.wait_serving()
+    yield deployment
+    assert deployment.stop() == 0
+
+
+def read_all(deployment: StreamDeployment, topic: str) -> list[Any]:
+    """Return every message of a topic, from its start."""
+    found: list[Any] = []
+    with OutputReader(deployment.config, topic, start="earliest") as reader:
+        while messages := reader.messages():
+            found += messages
+    return found
+
+
+def check_everything_is_there_once(deployment: StreamDeployment, folder: Path, confirmed: int) -> None:
+    """Compare the input topic, the table and the answers.
+
+    A publisher whose confirmation was lost with the broker sends again: that is an event of its own on the topic, so
+    the topic, not the publisher, says how often an event must be in the table.
+    """
+    config = deployment.config
+    positions = {
+        (m.position.ledger, m.position.entry, m.position.batch_index): m
+        for m in read_all(deployment, config.input_topic)
+    }
+    on_topic = Counter(orjson.loads(m.data)["client_request_id"] for m in positions.values())
+    assert set(on_topic) == {str(number) for number in range(confirmed)}
+
+    committer = Committer(folder / "spool", str(folder / "tables"))
+    table = InferenceTable.open(str(folder / "tables"), config.model.name)
+
+    def caught_up() -> bool:
+        committer.commit_once()
+        rows = table.counts().rows
+        assert rows >= len(positions), f"{rows} of {len(positions)}"
+        return True
+
+    eventually(caught_up, 60, every=0.5)
+    rows = table.read().to_pydict()
+    assert Counter(rows["client_request_id"]) == on_topic
+    assert len(set(rows["prediction_id"])) == len(positions)
+    assert [float(name) + 1 for name in rows["client_request_id"]] == rows["prediction"]
+
+    answers = [orjson.loads(m.data) for m in read_all(deployment, config.output_topic)]
+    assert {answer["prediction_id"] for answer in answers} == set(rows["prediction_id"])
+    assert {(answer["prediction_id"], answer["prediction"]) for answer in answers} == set(
+        zip(rows["prediction_id"], rows["prediction"], strict=True)
+    )
+
+
+def goes_on(deployment: StreamDeployment, beyond: int) -> None:
+    """Return when more than `beyond` messages were handled."""
+    eventually(lambda: deployment.stats().messages > beyond, 60, what=f"more than {beyond} messages")
+
+
+def test_killed_workers_lose_and_double_nothing(
+    deployment: StreamDeployment, broker: BrokerProcess, tmp_path: Path
+) -> None:
+    load = Load(deployment).start()
+    with Keeper(broker, deployment.config.status_file) as keeper:
+        for stand_still in (False, True, False):
+            pid = deployment.wait_serving()
+            before = deployment.stats().messages
+            goes_on(deployment, before)
+            if stand_still:  # what it does not read any more makes it a ghost for the embedded broker
+                os.kill(pid, signal.SIGSTOP)
+                sent = load.sent
+                eventually(lambda sent=sent: load.sent > sent + 500, 10)
+            os.kill(pid, signal.SIGKILL)
+            deployment.wait_serving(other_than=pid)
+            goes_on(deployment, before)
+        confirmed = load.end()
+        check_everything_is_there_once(deployment, tmp_path, confirmed)
+    assert 1 <= keeper.restarts <= 3
+
+
+def test_a_killed_broker_loses_and_doubles_nothing(
+    deployment: StreamDeployment, broker: BrokerProcess, tmp_path: Path
+) -> None:
+    load = Load(deployment).start()
+    worker = deployment.wait_serving()
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        goes_on(deployment, deployment.stats().messages)
+        broker.stop(how)
+        broker.start()
+        goes_on(deployment, deployment.stats().messages + 100)
+    confirmed = load.end()
+    check_everything_is_there_once(deployment, tmp_path, confirmed)
+    assert deployment.wait_serving() == worker
+    assert deployment.stats().broker_restart_wanted is None
+
+
+def test_a_worker_waits_for_a_broker_that_is_not_there_yet_and_says_so(
+    broker: BrokerProcess, tmp_path: Path, zoo: Callable[[str], ZooModel]
+) -> None:
+    broker.stop()
+    early = StreamDeployment(tmp_path, broker.url, "early", zoo("pyfunc").ref).start()
+    try:
+        trouble = eventually(lambda: early.stats().trouble, 90)
+        assert broker.url in trouble
+        broker.start()
+        early.wait_serving()
+        eventually(lambda: early.stats().trouble is None, 10)
+    finally:
+        assert early.stop() == 0
