@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from .errors import BadInput
 from .model import Scorer, describe
 from .schema import TIMESTAMP
-from .training_files import EVENT_TIME, LABEL, PREDICTION, PREDICTION_PROBA, check_feature_names
+from .training_files import EVENT_TIME, LABEL, PREDICTION, PREDICTION_PROBA
 
 # Enough for the monitors' tests and for a first refit, small enough to be read in a moment.
 MAX_ROWS = 20_000
@@ -20,12 +20,12 @@ MAX_ROWS = 20_000
 def make_reference(scorer: Scorer, rows: pa.Table, *, max_rows: int = MAX_ROWS, seed: int = 0) -> pa.Table:
     """Return a seeded sample of labelled rows, in their order, with the scorer's predictions.
 
-    `rows` has the features by name, `label`, and the event time where it is known; unlabelled rows are left out.
+    `rows` has the features by name (none of them a name that references use: `check_feature_names`), `label`, and the
+    event time where it is known; unlabelled rows are left out.
     Raises BadInput when rows do not fit the model, when none is labelled, or when labels are of another type than the
     model's predictions.
     """
     model = describe(scorer.ref)
-    check_feature_names(scorer.schema, model)
     rows = rows.filter(pc.is_valid(rows[LABEL]))
     if rows.num_rows == 0:
         raise BadInput(f"the reference of {model} has no row with a label; give rows whose outcome is known")

@@ -23,6 +23,7 @@ from mlflow_flywheel.pipelines.training_files import (
     LABEL_TAG,
     REFERENCE_ARTIFACT,
     REFERENCE_TAG,
+    check_feature_names,
     write_rows,
 )
 
@@ -70,6 +71,7 @@ def register(
                 f"{uri!r} has no input example, so no deployment could try it before it serves; log it with "
                 "input_example=X.head(5) where X is a pandas DataFrame of its features"
             )
+        check_feature_names(scorer.schema, repr(uri))
         rows = _rows_of(reference, scorer, label, timestamp)
         path = Path(folder) / "reference.parquet"
         write_rows(make_reference(scorer, rows, max_rows=max_rows, seed=seed), path)

@@ -36,6 +36,7 @@ from mlflow_flywheel.pipelines.training_files import (
     LABEL_TAG,
     LINEAGE_ARTIFACT,
     REFERENCE_TAG,
+    check_feature_names,
     write_rows,
 )
 from mlflow_flywheel.pipelines.training_set import build_training_set
@@ -127,6 +128,7 @@ def _challenge(attempt: Challenge) -> ModelVersion:
         model_id = _train(attempt, training_set, champion_ref.path)
         resolved = resolve_model(f"models:/{model_id}", attempt.home.tracking_uri)
         challenger = load_scorer(download_model(resolved, attempt.folder, attempt.home.tracking_uri))
+        check_feature_names(challenger.schema, f"the challenger {model_id}")
         InferenceTable.open(attempt.home.tables, attempt.model).ensure(challenger.schema, challenger.kind)
         gate = compare(
             champion,

@@ -50,6 +50,11 @@ class WarmProcess:
         return self._pid
 
     @property
+    def busy(self) -> bool:
+        """Whether a call is in progress."""
+        return self._busy
+
+    @property
     def stopped(self) -> bool:
         """Whether it was told to take no more calls."""
         return self._stopped
