@@ -21,7 +21,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 from .dead_letters import REASON
 from .messages import REQUEST_ID
-from .pulsar import Connection, Outgoing, Reader, Received
+from .pulsar import ANOTHER_NUMBER, Connection, Outgoing, Reader, Received
 from .settings import feedback_subscription
 
 CORRELATION = "flywheel_request"
@@ -164,7 +164,9 @@ def publish_and_wait(
 
 def drop_subscriptions(config: StreamConfig) -> None:
     """Delete a deployment's subscriptions after its workers have stopped: the broker keeps no more messages for it."""
-    with Connection(config.broker, embedded=config.embedded, quiet=True) as connection:
+    with Connection(
+        config.broker, embedded=config.embedded, first_number=ANOTHER_NUMBER, quiet=True
+    ) as connection:
         connection.consumer(config.input_topic, config.subscription, batch_max=1).unsubscribe()
         if config.feedback_topic is not None:
             connection.consumer(

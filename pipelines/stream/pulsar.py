@@ -2,8 +2,9 @@
 
 Right on Apache Pulsar and careful on the embedded broker (pulsar-lite), which differs in what matters here:
 
-- It knows consumers by a number that every client process counts from 0, so two processes on one subscription
-  collide. A connection to it first uses up a random amount of numbers.
+- It knows the consumers of a subscription by a number that every client process counts from 0, so two processes on
+  one subscription collide, and a new worker collides with the ghost of a killed one. Workers therefore use up as
+  many numbers first as there were starts before theirs (`first_number`).
 - A consumer process that is killed can leave a ghost behind that keeps its messages (`endings.py`).
 - A negative acknowledgement of one message redelivers its whole producer batch (on Apache Pulsar too, by default), so
   nothing here ever sends one, and nothing is batched on the way into the embedded broker.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import os
-import random
 import threading
 import time
 import uuid
@@ -30,12 +30,12 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailabl
 
 SEND_TIMEOUT_SECONDS = 10.0
 _OPERATION_TIMEOUT_SECONDS = 10
-_MOST_BURNT_IDS = 100
 _BURN_TOPIC = "non-persistent://public/default/flywheel-burn"
 _MAX_BATCH_BYTES = 64 * 1024 * 1024
 # the embedded broker stalls when more than 8192 messages wait for one connection
 _MOST_PREFETCHED_EMBEDDED = 4000
 IDLE_MS = 250
+ANOTHER_NUMBER = 100  # a first number that no worker has: theirs are below
 _PENDING_MESSAGES = 4000
 _ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
 
@@ -227,14 +227,15 @@ class Publisher:
 class Connection:
     """A client of one broker. A context manager: leaving it closes everything that was opened through it.
 
-    `embedded` says that the broker is pulsar-lite. `quiet` is for commands, whose standard output is not a log:
-    what goes wrong is raised anyway.
+    `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
+    subscriptions that several processes may be on. `quiet` is for commands, whose standard output is not a log: what
+    goes wrong is raised anyway.
     """
 
-    def __init__(self, url: str, *, embedded: bool, quiet: bool = False) -> None:
+    def __init__(self, url: str, *, embedded: bool, first_number: int = 0, quiet: bool = False) -> None:
         self.url = url
         self._embedded = embedded
-        self._ids_are_spread = not embedded
+        self._numbers_to_burn = first_number if embedded else 0
         # A logger written in Python can abort the process when the interpreter ends.
         level = pulsar.LoggerLevel
         logger = pulsar.FileLogger(level.Error, os.devnull) if quiet else pulsar.ConsoleLogger(level.Warn)
@@ -262,7 +263,7 @@ class Connection:
         batch_wait_ms: int = 5,
     ) -> Consumer:
         """Join a Shared subscription, which is made at `position` if it does not exist yet."""
-        self._spread_consumer_ids()
+        self._burn_numbers()
         prefetch = min(batch_max, _MOST_PREFETCHED_EMBEDDED) if self._embedded else batch_max
         start = {"earliest": pulsar.InitialPosition.Earliest, "latest": pulsar.InitialPosition.Latest}[
             position
@@ -308,13 +309,11 @@ class Connection:
         except pulsar.PulsarException:
             self._client.shutdown()  # the broker is away: nobody is there to say goodbye to
 
-    def _spread_consumer_ids(self) -> None:
-        if self._ids_are_spread:
-            return
+    def _burn_numbers(self) -> None:
         with translated(self.url):
-            for _ in range(random.randint(1, _MOST_BURNT_IDS)):
+            while self._numbers_to_burn > 0:
                 self._client.subscribe(_BURN_TOPIC, uuid.uuid4().hex).close()
-        self._ids_are_spread = True
+                self._numbers_to_burn -= 1
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class StreamStats(Frozen):
     broker, which may keep that consumer's messages until it is restarted: see `needs_broker_restart`.
     """
 
+    starts: int = 0
     messages: int = 0
     rows: int = 0
     dead_letters: int = 0
@@ -71,7 +72,7 @@ def needs_broker_restart(status_files: Iterable[str | Path], broker_started: dat
     return any(wish is not None and wish > broker_started for wish in wishes)
 
 
-_COUNTERS = ("messages", "rows", "dead_letters", "feedback", "batches")
+_COUNTERS = ("starts", "messages", "rows", "dead_letters", "feedback", "batches")
 
 
 class StatsKeeper:
@@ -85,8 +86,9 @@ class StatsKeeper:
     ) -> None:
         now = datetime.now(timezone.utc)
         previous = _read(path)
-        fresh = StreamStats(started=now, updated=now)
-        self._stats = previous.model_copy(update={"started": now, "trouble": None}) if previous else fresh
+        stats = previous or StreamStats(started=now, updated=now)
+        update = {"starts": stats.starts + 1, "started": now, "trouble": None}
+        self._stats = stats.model_copy(update=update)
         self._written: StreamStats | None = None
         self._path = path
         self._lock = threading.Lock()

@@ -32,7 +32,7 @@ from .feedback_inbox import FeedbackInbox
 from .loop import StreamLoop
 from .messages import InputFormat
 from .patience import Patience, Stopped
-from .pulsar import Connection, Consumer
+from .pulsar import ANOTHER_NUMBER, Connection, Consumer
 from .settings import feedback_subscription, load_stream_config
 from .stats import StatsKeeper, stats_file
 
@@ -84,7 +84,13 @@ class Worker:
         with ExitStack() as parts:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
-            connection = parts.enter_context(Connection(self._config.broker, embedded=self._config.embedded))
+            connection = parts.enter_context(
+                Connection(
+                    self._config.broker,
+                    embedded=self._config.embedded,
+                    first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
+                )
+            )
             loop, inbox = self._open_loop(connection, core)
             feedback = self._open_feedback(connection, parts)
             serving()
