@@ -19,12 +19,12 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.plugin.record_types import ActionRecord
 from mlflow_flywheel.plugin.records import Records
+from mlflow_flywheel.plugin.release import CHALLENGER, CHAMPION
 
 from . import view, words
 from .snapshot import REPORT, Source, has_report, mlflow_url
 
 _REFRESH_SECONDS = 5
-_CHAMPION = "champion"
 
 
 def blueprint() -> Blueprint:
@@ -77,15 +77,15 @@ def blueprint() -> Blueprint:
         records = source.records(source.home)
         action, version = _waiting(records)
         registry: Any = handlers._get_model_registry_store()
-        registry.set_registered_model_alias(action.model, _CHAMPION, version)
-        _settle(records, action, "promoted")
+        registry.set_registered_model_alias(action.model, CHAMPION, version)
+        _settle(records, action, version, "promoted")
         return _answer(prefix, {"action": action.id, "version": version})
 
     @pages.post(prefix("/ajax-api/2.0/flywheel/reject"))
     def reject() -> AnyResponse:
         records = source.records(source.home)
         action, version = _waiting(records)
-        _settle(records, action, "rejected")
+        _settle(records, action, version, "rejected")
         return _answer(prefix, {"action": action.id, "version": version})
 
     @pages.errorhandler(FlywheelError)
@@ -132,7 +132,12 @@ def _waiting(records: Records) -> tuple[ActionRecord, str]:
     return action, str(version)
 
 
-def _settle(records: Records, action: ActionRecord, status: str) -> None:
+def _settle(records: Records, action: ActionRecord, version: str, status: str) -> None:
+    """Record the decision; the version is no challenger any more."""
+    registry: Any = handlers._get_model_registry_store()
+    aliases = registry.get_registered_model(action.model).aliases
+    if str(aliases.get(CHALLENGER)) == version:
+        registry.delete_registered_model_alias(action.model, CHALLENGER)
     result = {
         **(action.result or {}),
         "status": status,

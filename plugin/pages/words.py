@@ -65,6 +65,12 @@ def outcome(action: ActionRecord) -> str:
     return f"{heading}: {gate_words(gate)}" if gate else heading
 
 
+def caveat(action: ActionRecord) -> str:
+    """Return what the approver must know beside the gate's numbers: the champion may be another one by now."""
+    last = str((action.result or {}).get("reason", "")).rpartition("; ")[2]
+    return last if last.startswith("version ") else ""
+
+
 def gate_words(gate: Mapping[str, Any]) -> str:
     """Return the comparison of champion and challenger in words."""
     metric = str(gate["metric"])

@@ -66,6 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for _ in range(3):
             client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id)
         client.set_registered_model_alias(MODEL, "champion", "2")
+        client.set_registered_model_alias(MODEL, "challenger", "3")
         home = make(folder / "home", url, run_id)
         records = Records(home.database_url)
         yield Site(url, run_id, before, records, home)
@@ -224,7 +225,7 @@ def test_a_click_promotes_the_version_that_waits(site: Site, page: Page) -> None
     page.get_by_role("button", name="Promote version 3").click()
     page.get_by_role("list").get_by_text("Version 3 promoted").wait_for()
     assert page.get_by_role("button", name="Promote version 3").count() == 0
-    assert MlflowClient(site.url).get_model_version_by_alias(MODEL, "champion").version == "3"
+    assert MlflowClient(site.url).get_registered_model(MODEL).aliases == {"champion": "3"}
     action = next(a for a in site.records.actions(MODEL) if (a.result or {}).get("version") == "3")
     assert (action.status, (action.result or {})["decided_by"]) == ("promoted", "page")
     assert site.ask("reject", action=str(action.id)).status_code == 400

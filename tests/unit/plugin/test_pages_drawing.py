@@ -102,6 +102,13 @@ def test_an_outcome_without_numbers_still_reads() -> None:
     assert words.gate_words(few) == "on 11,730 held-out rows"
 
 
+def test_an_approver_is_told_of_another_champion() -> None:
+    meanwhile = "version 5 became champion meanwhile, and the gate compared with 2"
+    assert words.caveat(action("waiting", {"reason": f"passed: numbers; {meanwhile}"})) == meanwhile
+    asked = "passed: numbers; waiting for approval: set the alias champion to version 4"
+    assert words.caveat(action("waiting", {"reason": asked})) == ""
+
+
 def test_the_policy_in_words() -> None:
     lines = dict(words.policy_lines(PolicySpec.parse({})))
     assert lines["Monitors"] == "hourly, over 30d of event time"
