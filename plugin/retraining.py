@@ -56,6 +56,7 @@ TRIGGER_TAG, LINEAGE_TAG = "flywheel.trigger", "flywheel.lineage"
 
 _log = logging.getLogger(__name__)
 _PROJECT = str(Path(mlflow_flywheel.pipelines.__file__).parent)
+_WORK = "retraining"
 _PROJECT_SECONDS = 3600.0
 # A web or stream worker seals its segment within a second: what was received before `known_at` is committed by then.
 _SETTLE_SECONDS = 1.5
@@ -82,7 +83,7 @@ class Challenge:
     @property
     def folder(self) -> Path:
         """Return where the training set is while the attempt lasts."""
-        return self.home.path / "retraining" / self.run_id
+        return self.home.path / _WORK / self.run_id
 
 
 def run_retraining(
@@ -102,6 +103,7 @@ def run_retraining(
         policy = PolicySpec.parse(records.policy(model))
         version = _made_before(client, run_id)
         if version is None:
+            shutil.rmtree(home.path / _WORK, ignore_errors=True)  # of a try that was killed
             champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
             experiment = experiment_id(client, model)
             run_id = _new_run(client, experiment, champion, reason, as_of)

@@ -18,7 +18,7 @@ from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.training_set import rebuild_training_set
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
-from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG, PARENT_TAG
+from mlflow_flywheel.plugin.release import AS_OF_TAG, PARENT_TAG
 
 QUICK = {
     "window": "20d",
@@ -122,18 +122,6 @@ def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: L
     assert champion_of(world) == "1"
     assert records.actions(model)[0].status == "failed"
     assert not (home.path / "retraining" / failed["run_id"]).exists()
-
-
-def test_a_challenger_that_is_not_better_is_refused_with_the_reason(world: LoopWorld) -> None:
-    home, records, model = world.home, world.records, world.name
-    world.register_classifier()
-    world.serve(range(12), 60)
-    action = records.add_action(model, "retrain", "labels", {}, day(12), "first")
-    refused = run_retraining(home, records, model, "labels", day(12), action)
-    assert refused["status"] == "refused", refused["reason"]
-    tags = MlflowClient(home.tracking_uri).get_model_version(model, refused["version"]).tags
-    assert '"promote": false' in tags[GATE_TAG] and refused["reason"].startswith("refused: ")
-    assert champion_of(world) == "1"
 
 
 def test_without_rows_nothing_is_said(world: LoopWorld) -> None:

@@ -1,0 +1,84 @@
+"""A retraining that is cut: by its time limit, or by SIGKILL of the daemon in the middle of it."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from support.daemons import running_daemon
+from support.loops import LoopWorld, day
+from support.waiting import eventually
+
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.project_run import run_project
+from mlflow_flywheel.plugin.release import GATE_TAG
+
+SLEEPER = """
+name: sleeper
+entry_points:
+  main:
+    command: "echo I am about to sleep; python -c 'import threading; threading.Event().wait()'"
+"""
+
+
+def test_a_project_that_takes_too_long_is_ended_and_its_run_is_killed(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    client = MlflowClient(tracking_uri)
+    (tmp_path / "MLproject").write_text(SLEEPER)
+    run = client.create_run("0")
+    outcome = run_project(
+        str(tmp_path),
+        {},
+        run_id=run.info.run_id,
+        experiment_id="0",
+        environment={"MLFLOW_TRACKING_URI": tracking_uri},
+        log_file=tmp_path / "project.log",
+        timeout=1.0,
+    )
+    assert outcome.status == "KILLED"
+    assert "I am about to sleep" in outcome.log_tail
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+    assert not [
+        p for p in psutil.Process().children(recursive=True) if "threading.Event" in " ".join(p.cmdline())
+    ]
+
+
+def test_a_retraining_whose_daemon_was_killed_is_done_by_the_next_one_once(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    """There is nothing new to learn in this world, so the gate refuses what comes out of it."""
+    home = Home(tmp_path / "home").create()
+    home.bind(tracking_uri)
+    world = LoopWorld(home, f"shop-{uuid.uuid4().hex[:8]}")
+    world.register_classifier()
+    world.serve(range(30), 30)
+    payload = {"reason": "a test", "as_of": day(30).isoformat()}
+    client = MlflowClient(tracking_uri)
+    with running_daemon(home) as daemon:
+        task = world.records.enqueue("retrain", world.name, payload, "test")
+
+        def under_way() -> str | None:
+            actions = world.records.actions(world.name)
+            return actions[0].run_id if actions else None
+
+        first = eventually(under_way, 60, what="the retraining has its run")
+        daemon.kill()
+    assert client.get_run(first).info.status == "RUNNING"
+    with running_daemon(home) as daemon:
+        done = world.records.wait(task, 120)
+        assert done.status == "done", f"{done.error}\n{daemon.log()}"
+    assert done.result is not None and done.result["status"] == "refused", done.result
+    assert client.get_run(first).info.status == "KILLED"
+    (action,) = world.records.actions(world.name)
+    assert action.status == "refused" and action.run_id == done.result["run_id"] != first
+    assert len(client.search_model_versions(f"name='{world.name}'")) == 2
+    assert '"promote": false' in client.get_model_version(world.name, "2").tags[GATE_TAG]
+    assert str(client.get_model_version_by_alias(world.name, "champion").version) == "1"
+    assert list((home.path / "retraining").iterdir()) == []
+    world.close()
