@@ -67,7 +67,7 @@ class Daemon:
             "commits": (_COMMIT_SECONDS, self._commit),
             "rollouts": (_FOLLOW_SECONDS, self._follow),
             "schedule": (_SYNC_SECONDS, self._sync),
-            "broker": (_BROKER_SECONDS, self._look_after_broker),
+            "broker": (_BROKER_SECONDS, self.look_after_broker),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)
@@ -133,7 +133,7 @@ class Daemon:
 
         self._schedule.sync(recurring_jobs(self._context))
 
-    def _look_after_broker(self) -> None:
+    def look_after_broker(self) -> None:
         """Restart the embedded broker when a stream worker found that it holds messages back."""
         from mlflow_flywheel.pipelines.stream.stats import needs_broker_restart
 
@@ -194,6 +194,8 @@ def read_status(home: Path) -> dict[str, Any] | None:
 
 def is_running(home: Path) -> bool:
     """Tell whether a daemon holds the home's lock."""
+    if not (home / LOCK_FILE).exists():
+        return False
     with _locked(home) as mine:
         return not mine
 

@@ -115,6 +115,9 @@ def run_retraining(
         _end_run(client, run_id, "FAILED")
         result = {"status": "failed", "reason": error.message, "run_id": run_id, "version": None}
         result |= {"gate": None, "promoted": False}
+    except Exception:
+        _end_run(client, run_id, "FAILED")
+        raise
     records.update_action(action_id, result["status"], result, result["run_id"])
     return result
 
