@@ -67,6 +67,7 @@ def log_model(
                 frame, model.predict(frame) if hasattr(model, "fit") else model.predict(None, frame)
             ),
             input_example=frame.head(3),
+            pip_requirements=["mlflow", "scikit-learn"],  # to infer them takes seconds
             registered_model_name=name or f"zoo-{kind}",
         )
     uri = f"models:/{name or f'zoo-{kind}'}/{info.registered_model_version}"
