@@ -109,7 +109,7 @@ def _package_folder() -> Path:
     # Importing the package would read all of its files, with pandas' slowest settings.
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
-        raise MissingExtra("the demo needs its flights: pip install 'mlflow-flywheel[demo]'")
+        raise MissingExtra("the demo (its flights)", "demo")
     return Path(next(iter(found.submodule_search_locations))) / "data"
 
 
