@@ -106,9 +106,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
         try:
             yield Stage(folder, context)
         finally:
-            try:
-                _leave_in_peace()
-            finally:
+            with _undisturbed():
                 context.runner.down()
 
 
@@ -155,11 +153,18 @@ def _wipe(folder: Path) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-def _leave_in_peace() -> None:
-    """Let no further signal cut the stopping short, where this is the thread that signals interrupt."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal cut the stopping short, where this is the thread that signals interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_free(port: int) -> bool:

@@ -1,0 +1,104 @@
+"""`flywheel demo` as a user runs it: the installed command, real services, real flights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support.waiting import eventually
+
+FLYWHEEL = str(Path(sys.executable).with_name("flywheel"))
+MARK = "FLYWHEEL_TEST_DEMO"
+DAYS = 16  # one turn of the loop after fourteen, and two days with what it decided
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Mark whatever the demo starts, and let nothing of it outlive the test."""
+    mark = str(tmp_path)
+    yield {**os.environ, MARK: mark}
+    for process in marked(mark):
+        process.kill()
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes that carry the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_a_replay_is_complete_counted_and_leaves_no_process(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    file = tmp_path / "summary.json"
+    command = [FLYWHEEL, "demo", "--exit", "--months", "2-2", "--days", str(DAYS)]
+    command += ["--json", str(file), "--home", str(tmp_path / "demo")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not marked(environment[MARK])
+
+    summary = json.loads(file.read_text())
+    (month,) = summary["months"]
+    assert month["month"] == 2
+    for side in ("static", "flywheel"):
+        assert 0.55 < month[side]["auc"] < 0.8
+        assert 0.3 < month[side]["log_loss"] < 0.7
+        assert 0.1 < month[side]["brier"] < 0.25
+    found = {d["name"]: d for d in summary["deployments"]}
+    assert {name: d["mode"] for name, d in found.items()} == {
+        "late-web": "web",
+        "late-stream": "stream",
+        "late-batch": "batch",
+    }
+    table = summary["table"]
+    assert table["rows"] == table["expected"] == sum(d["predictions"] for d in found.values())
+    assert all(d["predictions"] > 3000 for d in found.values())
+    assert table["duplicates"] == 0
+    assert table["labelled"] == month["flights"]
+
+    (retraining,) = summary["retrainings"]
+    assert re.match(r"(performance|labels): ", retraining["reason"])
+    assert retraining["run_id"] and retraining["gate"]["rows"] > 1000
+    assert retraining["promoted"] is retraining["gate"]["promote"]
+    version = "2" if retraining["promoted"] else "1"
+    assert month["version"] == version
+    for deployment in found.values():
+        assert deployment["status"] == "ready" and deployment["version"] == version
+    assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 2**28
+    for text in ("January model", "What the loop did", "complete, nothing twice", "newest drift report"):
+        assert text in done.stdout
+
+
+def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path, environment: dict[str, str]) -> None:
+    output = tmp_path / "output.txt"
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            [FLYWHEEL, "demo", "--months", "2-2", "--home", str(tmp_path / "demo")],
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    eventually(
+        lambda: process.poll() is not None or "deploying" in output.read_text(), 150, what="it deploys"
+    )
+    assert process.poll() is None, output.read_text()
+    assert len(marked(environment[MARK])) > 3
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, output.read_text()
+    assert "everything is stopped" in output.read_text()
+    assert not marked(environment[MARK])
