@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
 
+_FORMS = "give datetimes, ISO 8601 text or milliseconds since 1970"
+
 
 def caller_ids(chunk: pa.Table, column: str | None) -> list[str | None] | None:
     """Return the callers' ids as text, or None when no column is named."""
@@ -24,15 +26,21 @@ def caller_ids(chunk: pa.Table, column: str | None) -> list[str | None] | None:
 
 
 def event_times(chunk: pa.Table, column: str | None) -> list[datetime | None] | None:
-    """Return the named column as UTC times, or None when no column is named."""
+    """Return the named column as UTC times, or None when no column is named.
+
+    Numbers are milliseconds since 1970, as in web and stream mode.
+    """
     if column is None:
         return None
     found = chunk[column].type
-    if not (
-        _is_text(found) or pa.types.is_null(found) or pa.types.is_timestamp(found) or pa.types.is_date(found)
-    ):
-        raise BadInput(f"column {column!r} must hold times (datetime or ISO 8601 text), found {found}")
-    times = _parse(chunk[column], column) if _is_text(found) else chunk[column].cast(TIMESTAMP)
+    if _is_text(found):
+        times = _parse(chunk[column], column)
+    elif pa.types.is_integer(found) or pa.types.is_floating(found):
+        times = _from_milliseconds(chunk[column], column)
+    elif pa.types.is_timestamp(found) or pa.types.is_date(found) or pa.types.is_null(found):
+        times = chunk[column].cast(TIMESTAMP)
+    else:
+        raise BadInput(f"column {column!r} must hold times, found {found}; {_FORMS}")
     return times.to_pylist()  # type: ignore[no-any-return]
 
 
@@ -65,5 +73,17 @@ def _parse(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     try:
         parsed = pd.to_datetime(column.to_pandas(), utc=True, format="ISO8601")
     except ValueError as error:
-        raise BadInput(f"column {name!r} must hold times in ISO 8601: {error}") from None
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise BadInput(f"column {name!r} must hold times ({reason}); {_FORMS}") from None
     return pa.chunked_array([pa.Array.from_pandas(parsed, type=TIMESTAMP)])
+
+
+def _from_milliseconds(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    try:
+        return (
+            pc.multiply_checked(column.cast(pa.float64()), 1000.0)
+            .cast(pa.int64(), safe=False)
+            .cast(TIMESTAMP)
+        )
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"column {name!r} must hold times ({error}); {_FORMS}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support.models import KINDS, ZooModel
@@ -21,6 +22,7 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.batch import run_batch
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
@@ -28,6 +30,9 @@ from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.stream.client import publish_and_wait
 from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat
+from mlflow_flywheel.pipelines.web.app import Gate, create_app
+from mlflow_flywheel.pipelines.web.metrics import WebMetrics
+from mlflow_flywheel.pipelines.web.parsing import Parser
 
 ROWS = 60
 NOON = 1_357_041_600_000
@@ -135,6 +140,57 @@ def ask_stream(case: Case) -> list[dict[str, Any]]:
     return [json.loads(answer) for answer in answers]
 
 
+def ask_web(case: Case, bodies: Mapping[str, tuple[bytes, str]]) -> dict[str, list[Any]]:
+    """Send each body to the web worker's app; return the predictions by the body's name."""
+    log = SpoolLog(case.folder / "spool", case.model.ref.name, case.scorer.schema, case.scorer.kind)
+    labels = FeedbackLog(case.folder / "spool", case.model.ref.name, case.scorer.kind, source="web")
+    app = create_app(
+        ScoringCore(case.scorer, deployment="web", mode="web", log=log),
+        Parser(case.scorer.schema, max_rows=ROWS),
+        labels=labels,
+        gate=Gate(1, 1),
+        metrics=WebMetrics(
+            str(case.folder / "status.json"), "web", case.model.ref.name, case.model.ref.version
+        ),
+        max_body_bytes=2**20,
+    )
+    answers = {}
+    with app.test_client() as client:
+        for name, (body, content_type) in bodies.items():
+            answer = client.post("/invocations", data=body, content_type=content_type)
+            assert answer.status_code == 200, (name, answer.text)
+            assert answer.json is not None and len(set(answer.json["prediction_ids"])) == ROWS
+            answers[name] = answer.json["predictions"]
+    labels.close()
+    log.close()
+    return answers
+
+
+def web_bodies(case: Case) -> dict[str, tuple[bytes, str]]:
+    """Return the rows in every form that a caller may send them in."""
+    names = list(case.frame.columns)
+    rows = [[row[name] for name in names] for row in case.records]
+    columns = {name: [row[name] for row in case.records] for name in names}
+    forms: dict[str, Any] = {
+        "dataframe_split": {"columns": names, "data": rows},
+        "dataframe_records": case.records,
+        "instances": case.records,
+        "inputs": columns,
+    }
+    json_type = "application/json"
+    bodies = {name: (json.dumps({name: form}).encode(), json_type) for name, form in forms.items()}
+    parquet = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(case.frame, preserve_index=False), parquet)
+    bodies["csv"] = (case.frame.to_csv(index=False).encode(), "text/csv")
+    bodies["parquet"] = (parquet.getvalue().to_pybytes(), "application/x-parquet")
+    return bodies
+
+
+def test_the_web_service_answers_what_mlflow_answers_to_every_body(case: Case) -> None:
+    for name, predictions in ask_web(case, web_bodies(case)).items():
+        case.check(predictions, name)
+
+
 def test_batch_answers_what_mlflow_answers_from_every_format(case: Case) -> None:
     for suffix in (".parquet", ".csv", ".csv.gz", ".jsonl"):
         found = ask_batch(case, suffix)
@@ -154,14 +210,19 @@ def test_every_mode_logs_the_same(case: Case) -> None:
     ask_batch(case, ".parquet")
     ask_batch(case, ".jsonl")
     ask_stream(case)
+    keyed = {"dataframe_records": case.records, "client_request_id": case.table["key"].to_pylist()}
+    ask_web(case, {"keyed": (json.dumps(keyed).encode(), "application/json")})
     Committer(case.folder / "spool", case.tables).commit_once()
     table = InferenceTable.open(case.tables, case.model.ref.name)
     columns = ["client_request_id", "prediction", "prediction_proba"]
     columns += [f"feature.{name}" for name in case.scorer.schema.names]
     by_mode = {
         deployment: table.read(deployment=deployment, columns=columns, order_by="client_request_id")
-        for deployment in ("batch.parquet", "batch.jsonl", "stream")
+        for deployment in ("batch.parquet", "batch.jsonl", "stream", "web")
     }
+    # the other test asked the web service too, without keys of its own
+    keys = by_mode["web"]["client_request_id"]
+    by_mode["web"] = by_mode["web"].filter(pc.is_valid(keys))
     for deployment, rows in by_mode.items():
         assert rows.num_rows == ROWS, deployment
         assert same(rows, by_mode["batch.parquet"]), deployment
