@@ -22,6 +22,7 @@ from .config import Durability
 from .errors import BadInput, NotFound, nearest
 from .scoring import microseconds
 from .spool import FEEDBACK, SpoolWriter, model_spool
+from .times import parse_time
 
 _FIELDS = ("prediction_id", "client_request_id", "label", "label_time", "source")
 _WORDS = {"true": 1.0, "false": 0.0}
@@ -155,11 +156,7 @@ def _label(value: Any, kind: str, number: int) -> float | str:
 def _label_time(value: Any, number: int, now_us: int | None) -> int:
     if value is None:
         return now_us if now_us is not None else microseconds(datetime.now(timezone.utc))
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-        except ValueError:
-            raise BadInput(f"feedback row {number}: label_time must be ISO 8601, got {value!r}") from None
-    if not isinstance(value, datetime):
-        raise BadInput(f"feedback row {number}: label_time must be ISO 8601, got {value!r}")
-    return microseconds(value if value.tzinfo else value.replace(tzinfo=timezone.utc))
+    try:
+        return microseconds(parse_time(value))
+    except ValueError:
+        raise BadInput(f"feedback row {number}: label_time must be ISO 8601, got {value!r}") from None

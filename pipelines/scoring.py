@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from .model import Predictions, Scorer
 from .schema import TIMESTAMP, FeatureSchema
+from .times import EPOCH
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 FEATURE_PREFIX = "feature."
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 import orjson
 
 from mlflow_flywheel.pipelines.config import ModelRef, StreamConfig
+from mlflow_flywheel.pipelines.times import parse_time
 
 REQUEST_ID = "client_request_id"
 PREDICTION_ID = "prediction_id"
 _ANSWER_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Poison(Exception):
@@ -91,14 +91,11 @@ def parse_object(data: bytes | None, max_bytes: int) -> dict[str, Any]:
 def instant(value: Any, what: str) -> datetime:
     """Read a time: ISO 8601 (naive means UTC) or milliseconds since 1970. Raises Poison that names `what`."""
     try:
-        if isinstance(value, str):
-            time = datetime.fromisoformat(value.replace("Z", "+00:00").replace("z", "+00:00"))
-            return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _EPOCH + timedelta(milliseconds=value)
-    except (ValueError, OverflowError):
-        pass
-    raise Poison(f"{what} {str(value)[:60]!r} is no time; expected ISO 8601 or milliseconds since 1970")
+        return parse_time(value)
+    except ValueError:
+        raise Poison(
+            f"{what} {str(value)[:60]!r} is no time; expected ISO 8601 or milliseconds since 1970"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""`python -m mlflow_flywheel.pipelines.web --config FILE`: the master process of a web deployment.
+
+It holds the listening socket and keeps one generation of workers answering on it. On SIGHUP it prepares the next one;
+both answer for a moment, then the old one drains, so no request fails and no answer mixes versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mlflow_flywheel.pipelines.config import WebConfig, load_config
+from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.generations import Generations
+from mlflow_flywheel.pipelines.worker_process import Generation
+
+from .listening import listen, url_of
+from .metrics import start_anew
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the master; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mlflow_flywheel.pipelines.web")
+    parser.add_argument("--config", type=Path, required=True, help="configuration file (WebConfig as JSON)")
+    config_path = parser.parse_args(arguments).config
+    read = partial(load_config, WebConfig)
+    try:
+        config = read(config_path)
+        start_anew(config.status_file)
+        with listen(config.host, config.port) as listener:
+            descriptor = listener.fileno()
+
+            def command(generation: Generation, index: int) -> list[str]:
+                module = "mlflow_flywheel.pipelines.web.worker"
+                options = ["--config", str(generation.config_path), "--descriptor", str(descriptor)]
+                return [sys.executable, "-m", module, *options]
+
+            return Generations(
+                config_path, read, command, handover="overlap", pass_fds=[descriptor], url=url_of(listener)
+            ).run()
+    except FlywheelError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

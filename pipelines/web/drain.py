@@ -1,0 +1,53 @@
+"""How many requests are in the app, how many may wait, and when a leaving worker has answered its last one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_Start = Callable[..., Any]
+_LONGEST_SECONDS = 20.0
+
+
+class Drain:
+    """WSGI middleware that counts requests and, once draining, closes connections after their answer."""
+
+    def __init__(self, app: Callable[[dict[str, Any], _Start], Iterable[bytes]]) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._last = time.monotonic()
+        self._began: float | None = None
+
+    def __call__(self, environ: dict[str, Any], start_response: _Start) -> Iterable[bytes]:
+        with self._lock:
+            self._inside += 1
+        try:
+            return self._app(environ, self._closing(start_response))
+        finally:
+            with self._lock:
+                self._inside -= 1
+                self._last = time.monotonic()
+
+    def begin(self) -> None:
+        """From now on every answer asks its caller to close the connection."""
+        self._began = time.monotonic()
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing is inside and nothing came for that long; callers that never stop are cut off in the end."""
+        now = time.monotonic()
+        began = self._began or now
+        with self._lock:
+            still = self._inside == 0 and now - max(self._last, began) >= seconds
+        return still or now - began >= _LONGEST_SECONDS
+
+    def _closing(self, start_response: _Start) -> _Start:
+        if self._began is None:
+            return start_response
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*headers, ("Connection", "close")], *rest)
+
+        return start

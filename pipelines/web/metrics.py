@@ -1,0 +1,87 @@
+"""What a web deployment counts, for Prometheus: the only import of prometheus_client.
+
+Every worker process writes its counts to files in one folder, and whichever worker is asked adds them up. The folder
+is named to the library by an environment variable that it reads when it is imported, so `prepare` comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics_folder(status_file: str) -> Path:
+    """Return where the workers of the deployment with this status file keep their counts."""
+    status = Path(status_file)
+    return status.with_name(f"{status.stem}.metrics")
+
+
+def start_anew(status_file: str) -> None:
+    """Forget the counts of an earlier master; counters of Prometheus may start again at any time."""
+    shutil.rmtree(metrics_folder(status_file), ignore_errors=True)
+
+
+class WebMetrics:
+    """The counters of one worker process; make one before anything else imports prometheus_client."""
+
+    def __init__(self, status_file: str, deployment: str, model_name: str, model_version: str) -> None:
+        folder = metrics_folder(status_file)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[_FOLDER] = str(folder)
+        import prometheus_client as prometheus
+
+        self._labels = {
+            "deployment": deployment,
+            "model_name": model_name,
+            "model_version": model_version,
+        }
+        names = list(self._labels)
+        registry = prometheus.CollectorRegistry()
+        self._requests: Any = prometheus.Counter(
+            "flywheel_web_requests_total", "Scoring requests answered", [*names, "status"], registry=registry
+        )
+        self._rows: Any = prometheus.Counter(
+            "flywheel_web_rows_total", "Rows scored", names, registry=registry
+        )
+        self._seconds: Any = prometheus.Histogram(
+            "flywheel_web_request_seconds",
+            "Time to answer a scoring request",
+            names,
+            registry=registry,
+            buckets=_SECONDS,
+        )
+
+    @contextmanager
+    def request(self) -> Iterator[_Request]:
+        """Count one request: its time, and the status and rows that are set on what this yields."""
+        request = _Request()
+        started = time.perf_counter()
+        try:
+            yield request
+        finally:
+            self._seconds.labels(**self._labels).observe(time.perf_counter() - started)
+            self._requests.labels(**self._labels, status=str(request.status)).inc()
+            self._rows.labels(**self._labels).inc(request.rows)
+
+    def text(self) -> bytes:
+        """Return the counts of all workers in Prometheus's text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return bytes(generate_latest(registry))
+
+
+class _Request:
+    status = 500
+    rows = 0

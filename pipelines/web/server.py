@@ -1,0 +1,77 @@
+"""One worker's HTTP server on an inherited socket: the only import of granian.
+
+Granian's own command starts its own workers on sockets of its own. Here the master keeps the socket, so the worker
+class is used directly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from granian import _futures, _granian
+from granian._loops import loops
+from granian.http import HTTP1Settings
+from granian.wsgi import _callback_wrapper
+
+from .drain import Drain
+from .listening import BACKLOG, stop_accepting
+
+_native: Any = _granian  # its type stubs are of another version
+_new_scheduler: Any = _futures._new_cbscheduler
+_RUNTIME_THREADS = 1
+_RUNTIME_BLOCKING_THREADS = 512
+_IDLE_SECONDS = 30
+_QUIET_SECONDS = 0.5
+_POLL_SECONDS = 0.02
+_NO_TLS: tuple[Any, ...] = (False, None, None, None, "tls1.3", None, [], False)
+
+
+def serve(
+    app: Any,
+    descriptor: int,
+    *,
+    threads: int,
+    drain: Drain,
+    stop: threading.Event,
+    serving: Callable[[], None],
+) -> None:
+    """Answer requests on a listening socket until `stop` is set, then drain and return.
+
+    `threads` is the most requests that are in the app at once. `serving` is called when requests are taken. Draining:
+    no new connections, every answer asks its caller to connect anew (to the next generation), and the server ends
+    when no request has come for half a second.
+    """
+    listener = _native.SocketHolder(descriptor, False, BACKLOG)
+    worker = _native.WSGIWorker(
+        1,
+        (None, listener),
+        None,
+        _RUNTIME_THREADS,
+        _RUNTIME_BLOCKING_THREADS,
+        threads,
+        _IDLE_SECONDS,
+        4 * BACKLOG,
+        "1",
+        HTTP1Settings(),
+        None,
+        None,
+        *_NO_TLS,
+        (None, None),
+    )
+    ended = threading.Event()
+    signal = _native.WorkerSignal()
+    signal.add_cb(ended.set)
+    loop = loops.get("auto")
+    scheduler = _new_scheduler(loop, _callback_wrapper(app, {}, None), impl_asyncio=True)
+    worker.serve_mtr(scheduler, loop, signal)
+    serving()
+    stop.wait()
+    stop_accepting(descriptor)
+    drain.begin()
+    while not drain.quiet(_QUIET_SECONDS):
+        time.sleep(_POLL_SECONDS)
+    signal.set()
+    ended.wait()

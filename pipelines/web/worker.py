@@ -1,0 +1,96 @@
+"""One web worker process: it loads its model version, takes over when told to, and answers until SIGTERM.
+
+The master (`__main__.py`) starts it with the listening socket as an inherited descriptor. SIGTERM: it accepts no more,
+answers what it has, closes its spool and exits 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from mlflow_flywheel.pipelines.config import WebConfig, load_config
+from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.feedback import FeedbackLog
+from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
+from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
+
+from .app import Gate, create_app
+from .drain import Drain
+from .metrics import WebMetrics
+from .parsing import Parser
+from .server import serve
+
+_log = logging.getLogger(__name__)
+_SPARE_THREADS = 8  # for health checks and metrics while all others score or wait
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mlflow_flywheel.pipelines.web.worker")
+    parser.add_argument("--config", type=Path, required=True, help="configuration file (WebConfig as JSON)")
+    parser.add_argument("--descriptor", type=int, required=True, help="the listening socket's descriptor")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.Formatter.converter = time.gmtime
+    channel = WorkerChannel.from_environment()
+    try:
+        return _run(load_config(WebConfig, options.config), options.descriptor, channel)
+    except FlywheelError as error:
+        channel.failed(error)
+        _log.error("%s", error.message)
+        return 1
+    except BaseException as error:
+        channel.failed(error)
+        raise
+
+
+def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
+    import mlflow
+
+    metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
+    scorer = load_scorer(config.model)
+    channel.prepared()
+    if not channel.wait_go():
+        return 0
+    stop = threading.Event()
+    for told in (signal.SIGTERM, signal.SIGINT):
+        # in a thread, as this one may hold the very lock that setting an event takes
+        signal.signal(told, lambda *_: threading.Thread(target=stop.set).start())
+    with ExitStack() as parts:
+        log: SpoolLog | NullLog = NullLog()
+        if config.log:
+            log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
+            parts.callback(log.close)
+        labels = FeedbackLog(
+            config.spool, config.model.name, scorer.kind, source="web", durability=config.durability
+        )
+        parts.callback(labels.close)
+        core = ScoringCore(scorer, deployment=config.deployment, mode="web", log=log, variant=config.variant)
+        app = create_app(
+            core,
+            Parser(scorer.schema, config.max_rows, config.id_column, config.timestamp_column),
+            labels=labels,
+            gate=Gate(config.threads, config.max_queue),
+            metrics=metrics,
+            max_body_bytes=config.max_body_bytes,
+            mlflow_version=mlflow.__version__,
+        )
+        drain = Drain(app)
+        threads = config.threads + config.max_queue + _SPARE_THREADS
+        _log.info("answering for %s version %s", config.model.name, config.model.version)
+        serve(drain, descriptor, threads=threads, drain=drain, stop=stop, serving=channel.serving)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
