@@ -67,7 +67,7 @@ def test_a_retraining_whose_daemon_was_killed_is_done_by_the_next_one_once(
             actions = world.records.actions(world.name)
             return actions[0].run_id if actions else None
 
-        first = eventually(under_way, 60, what="the retraining has its run")
+        first = eventually(under_way, 90, what="the retraining has its run")
         daemon.kill()
     assert client.get_run(first).info.status == "RUNNING"
     with running_daemon(home) as daemon:

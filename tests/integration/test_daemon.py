@@ -94,9 +94,9 @@ def test_it_does_tasks_says_why_one_failed_and_leaves_no_process_when_told_to_en
     add_batch(records, zoo("classifier"), tmp_path, 1000)
     with running_daemon(home) as daemon:
         missing = {"input": str(tmp_path / "nowhere.parquet")}
-        failed = records.wait(records.enqueue("batch_run", "nightly", missing, "test"), 60)
+        failed = records.wait(records.enqueue("batch_run", "nightly", missing, "test"), 120)
         assert failed.status == "failed" and "nowhere.parquet" in (failed.error or "")
-        done = records.wait(records.enqueue("batch_run", "nightly", {}, "test"), 60)
+        done = records.wait(records.enqueue("batch_run", "nightly", {}, "test"), 120)
         assert done.status == "done", done.error
         assert done.result is not None and done.result["rows_out"] == 1000
         assert len(daemon.family()) > 1  # the warm process is there
@@ -115,7 +115,7 @@ def test_a_killed_daemons_task_is_done_by_the_next_one_exactly_once(
     table = InferenceTable.open(home.tables, model.ref.name)
     with running_daemon(home) as daemon:
         task = records.enqueue("batch_run", "nightly", {}, "test")
-        eventually(lambda: table.exists and table.counts().rows > 1000, 60, what="the batch is under way")
+        eventually(lambda: table.exists and table.counts().rows > 1000, 120, what="the batch is under way")
         assert records.task(task).status == "running"
         daemon.kill()
     before = table.counts().rows

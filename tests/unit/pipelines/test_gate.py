@@ -88,9 +88,10 @@ def test_equally_good_models_are_not_promoted_in_more_than_95_percent_of_seeds()
         gains = rng.normal(size=14)[blocks] * 0.1 + rng.normal(size=len(blocks)) * 0.2
         before, after = Scores("log_loss", gains, {}), Scores("log_loss", np.zeros_like(gains), {})
         promoted += decide(before, after, blocks, seed=seed, n_bootstrap=500).promote
-        fooled += decide(before, after, np.arange(len(blocks)), seed=seed, n_bootstrap=200).promote
+        if seed < 60:
+            fooled += decide(before, after, np.arange(len(blocks)), seed=seed, n_bootstrap=200).promote
     assert promoted <= 0.05 * seeds
-    assert fooled > 0.1 * seeds  # the test can tell: rows as blocks would not pass it
+    assert fooled > 0.1 * 60  # the test can tell: rows as blocks would not pass it
 
 
 def test_a_gain_below_the_margin_is_not_worth_a_rollout() -> None:
