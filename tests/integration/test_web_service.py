@@ -1,0 +1,135 @@
+"""A web deployment as its callers see it: the real master, real workers, a real model."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from support.models import ZooModel
+from support.waiting import eventually
+from support.web import WebService, running_web, web_config
+
+from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
+
+@pytest.fixture(scope="module")
+def model(zoo: Callable[[str], ZooModel]) -> ZooModel:
+    return zoo("mixed")
+
+
+@pytest.fixture(scope="module")
+def service(model: ZooModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
+    folder = tmp_path_factory.mktemp("web")
+    config = web_config(folder, model.ref, workers=2, max_rows=100, max_body_bytes=20_000, id_column="order")
+    with running_web(config, folder) as running:
+        running.wait_serving(model.ref.version, 2)
+        yield running
+
+
+def _table(service: WebService) -> InferenceTable:
+    tables = str(service.folder / "tables")
+    committer = Committer(service.folder / "spool", tables)
+    while committer.commit_once().segments:
+        pass
+    return InferenceTable.open(tables, "zoo-mixed")
+
+
+def test_answers_are_pyfuncs_answers_and_are_in_the_table(service: WebService, model: ZooModel) -> None:
+    import mlflow.pyfunc
+
+    rows = model.rows.head(20)
+    records = json.loads(rows.to_json(orient="records"))
+    expected = np.asarray(mlflow.pyfunc.load_model(model.ref.path).predict(rows)).tolist()
+    keys = [f"order-{i}" for i in range(20)]
+    bodies = [
+        {"json": {"dataframe_records": records, "client_request_id": keys}},
+        {"json": {"dataframe_split": json.loads(rows.to_json(orient="split", index=False))}},
+        {"data": rows.to_csv(index=False).encode(), "headers": {"Content-Type": "text/csv"}},
+        {"data": rows.to_parquet(index=False), "headers": {"Content-Type": "application/x-parquet"}},
+    ]
+    ids: list[str] = []
+    for body in bodies:
+        answer = requests.post(f"{service.url}/invocations", timeout=30, **body).json()
+        assert answer["predictions"] == expected
+        ids += answer["prediction_ids"]
+    label = {"client_request_id": "order-3", "label": True}
+    assert requests.post(f"{service.url}/feedback", json={"feedback": [label]}, timeout=30).json() == {
+        "accepted": 1
+    }
+
+    def logged() -> list[dict[str, object]]:
+        rows = _table(service).read().to_pylist()
+        assert {row["prediction_id"] for row in rows} >= set(ids)
+        assert any(row["label"] is not None for row in rows)
+        return rows
+
+    mine = [row for row in eventually(logged) if row["prediction_id"] in ids]
+    assert len(mine) == len(ids) == 80
+    by_id = {row["prediction_id"]: row for row in mine}
+    assert [by_id[name]["prediction"] for name in ids] == expected * 4
+    assert [by_id[name]["client_request_id"] for name in ids[:20]] == keys
+    assert [row["client_request_id"] for row in mine if row["label"] == 1.0] == ["order-3"]
+    assert {row["mode"] for row in mine} == {"web"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"data": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not JSON"),
+        ({"data": b"{", "headers": {}}, 400, "not JSON"),
+        ({"json": {"dataframe_records": [{"carrier": 5}]}}, 400, "'carrier' must be string"),
+        ({"json": {"dataframe_records": [{}]}}, 400, "is missing"),
+        ({"json": {"instances": [[None] * 4]}}, 400, "is null, but long has no missing value"),
+        ({"data": b"x", "headers": {"Content-Type": "text/html"}}, 415, "not supported"),
+        ({"data": b"a,b\n" * 40, "headers": {"Content-Type": "text/csv"}}, 400, "is missing"),
+        ({"data": b" " * 30_000, "headers": {"Content-Type": "application/json"}}, 413, "max_body_bytes"),
+        ({"json": {"inputs": {"carrier": ["AA"] * 101}}}, 413, "max_rows"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(
+    service: WebService, sent: dict[str, object], status: int, words: str
+) -> None:
+    response = requests.post(f"{service.url}/invocations", timeout=30, **sent)  # type: ignore[arg-type]
+    assert (response.status_code, set(response.json())) == (status, {"error_code", "message"})
+    assert words in response.json()["message"]
+    assert "Traceback" not in response.text
+
+
+def test_the_other_routes(service: WebService) -> None:
+    assert requests.get(f"{service.url}/ping", timeout=30).status_code == 200
+    assert requests.get(f"{service.url}/health", timeout=30).status_code == 200
+    assert requests.get(f"{service.url}/version", timeout=30).text.count(".") == 2
+    assert requests.get(f"{service.url}/invocations", timeout=30).status_code == 405
+    assert requests.get(f"{service.url}/nothing", timeout=30).status_code == 404
+    bad = requests.post(f"{service.url}/feedback", json=[{"prediction_id": "p"}], timeout=30)
+    assert (bad.status_code, bad.json()["message"]) == (400, "feedback row 0: label is missing")
+    described = requests.get(f"{service.url}/openapi.json", timeout=30).json()
+    body = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    answer = requests.post(f"{service.url}/invocations", json=body["example"], timeout=30)
+    assert answer.status_code == 200
+
+
+def test_counts_are_right_over_all_workers(service: WebService) -> None:
+    def counted() -> float:
+        text = requests.get(f"{service.url}/metrics", timeout=30).text
+        lines = [line for line in text.splitlines() if line.startswith("flywheel_web_requests_total{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'status="415"' in line)
+
+    before = counted()
+    for _ in range(20):
+        requests.post(f"{service.url}/invocations", data=b"x", headers={"Content-Type": "a/b"}, timeout=30)
+    assert counted() == before + 20
+
+
+def test_a_port_in_use_is_named(model: ZooModel, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running_web(web_config(tmp_path, model.ref, port=port), tmp_path) as service:
+            assert service.process.wait(30) == 1
+        assert f"port {port} on 127.0.0.1 cannot be listened on" in (tmp_path / "web.log").read_text()

@@ -1,0 +1,116 @@
+"""A real web deployment for tests: its master process, its status, and callers that count what happened to them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from support.waiting import eventually
+from typing_extensions import Self
+
+from mlflow_flywheel.pipelines.config import ModelRef, WebConfig
+from mlflow_flywheel.pipelines.generation_status import GenerationStatus, read_status
+
+
+@dataclass
+class WebService:
+    """One running master."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+    def status(self) -> GenerationStatus:
+        status = read_status(self.folder / "status.json")
+        assert status is not None
+        return status
+
+    @property
+    def url(self) -> str:
+        url = self.status().url
+        assert url is not None
+        return url
+
+    def wait_serving(self, version: str, workers: int) -> GenerationStatus:
+        def serving() -> GenerationStatus | None:
+            status = self.status()
+            right = (
+                status.serving and status.serving.version == version and len(status.serving.pids) == workers
+            )
+            return status if right else None
+
+        return eventually(serving, timeout=90, what=f"version {version} serves with {workers} workers")  # type: ignore[return-value]
+
+
+def web_config(folder: Path, model: ModelRef, **more: Any) -> WebConfig:
+    return WebConfig(
+        deployment="late-web",
+        model=model,
+        spool=str(folder / "spool"),
+        status_file=str(folder / "status.json"),
+        **{"port": 0, **more},
+    )
+
+
+@contextmanager
+def running_web(config: WebConfig, folder: Path) -> Iterator[WebService]:
+    """Run a master with this configuration until the block ends."""
+    config.save(folder / "config.json")
+    command = [sys.executable, "-m", "mlflow_flywheel.pipelines.web", "--config", str(folder / "config.json")]
+    with open(folder / "web.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield WebService(folder, process)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@dataclass
+class Callers:
+    """Concurrent callers that ask until told to stop, with connections kept alive."""
+
+    url: str
+    body: dict[str, Any]
+    count: int
+    answers: list[tuple[str, ...]] = field(default_factory=list)
+    predictions: list[list[Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._call) for _ in range(self.count)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def answered(self, n: int) -> None:
+        """Return when `n` more answers have come."""
+        goal = len(self.answers) + n
+        eventually(lambda: len(self.answers) >= goal, timeout=60, what=f"{n} more answers")
+
+    def _call(self) -> None:
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                try:
+                    response = session.post(f"{self.url}/invocations", json=self.body, timeout=30)
+                    answer = response.json()
+                    self.predictions.append(answer["predictions"])
+                    self.answers.append(tuple(answer["prediction_ids"]))
+                except (requests.RequestException, KeyError) as error:
+                    self.failures.append(repr(error))
