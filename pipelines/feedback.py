@@ -39,6 +39,11 @@ class FeedbackLog:
         self._source = source
         self._writer = SpoolWriter(model_spool(root, model_name) / FEEDBACK, durability)
 
+    @property
+    def slot(self) -> Path:
+        """The folder in which this log's segments wait for the committer."""
+        return self._writer.slot
+
     def submit(self, rows: Sequence[Mapping[str, Any]]) -> int:
         """Keep labels, all or none of them; return how many.
 

@@ -112,6 +112,11 @@ class InferenceTable:
                         "inference table; rename the feature, or register the model under another name"
                     )
 
+    @property
+    def kind(self) -> str:
+        """The type of predictions and labels: "double" or "string"."""
+        return "string" if self.predictions.schema().field("prediction").type == pa.string() else "double"
+
     def features(self) -> FeatureSchema:
         """Return the features that any version logged, as types of the table."""
         names = {pa.float64(): "double", pa.string(): "string", pa.bool_(): "boolean"}

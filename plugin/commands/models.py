@@ -1,0 +1,173 @@
+"""feedback, monitor, retrain, batch, loop: what a person does about a deployed model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.modes.batch import BatchRequest, absolute_paths
+
+from .common import command, do_task, find_deployment, find_model, print_json, print_table, waiting
+
+
+@click.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@command
+def feedback(context: Context, as_json: bool, name: str, file: Path) -> None:
+    """Give the labels in FILE (CSV, Parquet or JSON Lines) to the model of deployment NAME.
+
+    Columns: prediction_id or client_request_id, label, and optionally label_time and source. Nothing is kept when a
+    row does not fit.
+    """
+    from mlflow_flywheel.plugin.labels import give_labels
+
+    model = find_model(context, name)
+    with waiting(f"reading {file}"):
+        given = give_labels(context, model, file, source=f"file:{file.name}")
+    if as_json:
+        print_json({"model": model, **given})
+        return
+    click.echo(
+        f"{given['accepted']:,} labels accepted; {given['labelled']:,} of {given['rows']:,} predictions of {model} "
+        "have a label now"
+    )
+    if given["unmatched"]:
+        click.echo(
+            f"{given['unmatched']:,} labels name ids that no prediction has; they wait in case one comes"
+        )
+
+
+@click.command()
+@click.argument("name")
+@click.option("--as-of", metavar="ISO", help="look as if it were this time  [default: now]")
+@command
+def monitor(context: Context, as_json: bool, name: str, as_of: str | None) -> None:
+    """Run the monitors of a model (or of a deployment's model) now."""
+    model = find_model(context, name)
+    task = do_task(context, "monitor", model, _as_of(as_of), f"monitoring {model}")
+    result = dict(task.result or {})
+    if as_json:
+        print_json(result)
+        return
+    verdicts = result.get("verdicts", [])
+    print_table(
+        f"{model} version {result.get('version')}, {result.get('rows', 0):,} rows",
+        ["monitor", "verdict", "summary"],
+        [(v["monitor"], v["status"], v["summary"]) for v in verdicts],
+    )
+    click.echo(f"action: {result.get('action')} ({result.get('reason')})")
+    if result.get("run_id"):
+        click.echo(f"MLflow run: {result['run_id']}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--reason", default="asked for on the command line", help="why; it is recorded")
+@click.option("--as-of", metavar="ISO", help="use what was known at this time  [default: now]")
+@command
+def retrain(context: Context, as_json: bool, name: str, reason: str, as_of: str | None) -> None:
+    """Retrain a model now; the challenger is promoted only if the gate lets it pass."""
+    model = find_model(context, name)
+    payload = {"reason": reason, **_as_of(as_of)}
+    task = do_task(context, "retrain", model, payload, f"retraining {model}")
+    result = dict(task.result or {})
+    if as_json:
+        print_json(result)
+        return
+    rows = [(key, value) for key, value in result.items() if not isinstance(value, dict | list)]
+    print_table(f"Retraining of {model}", ["", ""], rows)
+
+
+@click.group()
+def batch() -> None:
+    """Runs of batch deployments."""
+
+
+@batch.command("run")
+@click.argument("name")
+@click.option("--input", "source", help="score this instead of what is new in the deployment's input")
+@click.option("--output", help="where to; needed to keep answers of another input apart")
+@command
+def batch_run(context: Context, as_json: bool, name: str, source: str | None, output: str | None) -> None:
+    """Score now what is new in the deployment's input (or --input)."""
+    from mlflow_flywheel.plugin.spec import BatchSpec, parse_spec
+
+    record = find_deployment(context, name)
+    spec = parse_spec(record.config)
+    if not isinstance(spec, BatchSpec):
+        raise BadInput(f"deployment {name!r} is a {record.mode} deployment; only batch deployments have runs")
+    paths = absolute_paths(spec.model_copy(update={"input": source, "output": output}))
+    request = BatchRequest(paths.get("input"), paths.get("output"))
+    task = do_task(context, "batch_run", name, request.payload(), f"running {name}")
+    result = dict(task.result or {})
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result['rows_out']:,} rows from {result['files']} files in {result['seconds']:.1f} s")
+    for written in result.get("outputs", []):
+        click.echo(f"  {written}")
+
+
+@click.group()
+def loop() -> None:
+    """The policy of a model: what is watched, and what may be done about it."""
+
+
+@loop.command("show")
+@click.argument("model")
+@command
+def loop_show(context: Context, as_json: bool, model: str) -> None:
+    """Show the policy in force."""
+    _show_policy(context, find_model(context, model), as_json)
+
+
+@loop.command("set")
+@click.argument("model")
+@click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
+@command
+def loop_set(context: Context, as_json: bool, model: str, settings: tuple[str, ...]) -> None:
+    """Change settings of the policy; the others keep their values."""
+    from mlflow_flywheel.monitors.policy import PolicySpec
+
+    model = find_model(context, model)
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise BadInput(f"setting {setting!r} has no value; write it as {key}=value")
+        changes[key] = value
+    changed = PolicySpec.parse(context.records.policy(model)).changed(changes)
+    context.records.set_policy(model, changed.model_dump(mode="json"))
+    _show_policy(context, model, as_json)
+
+
+def _show_policy(context: Context, model: str, as_json: bool) -> None:
+    from mlflow_flywheel.monitors.policy import PolicySpec
+
+    policy = PolicySpec.parse(context.records.policy(model))
+    values = policy.model_dump(mode="json")
+    if as_json:
+        print_json({"model": model, "policy": values})
+        return
+    rows = [(key, _text(value), PolicySpec.model_fields[key].description) for key, value in values.items()]
+    print_table(f"Policy of {model}", ["setting", "value", "meaning"], rows)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _as_of(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    from mlflow_flywheel.pipelines.times import parse_time
+
+    try:
+        return {"as_of": parse_time(text).isoformat()}
+    except ValueError:
+        raise BadInput(f"--as-of {text!r} is no time; give ISO 8601, such as 2013-03-01T00:00:00Z") from None

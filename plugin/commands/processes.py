@@ -1,0 +1,144 @@
+"""up, down, status, logs: the processes of a home."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from mlflow_flywheel.pipelines.errors import NotFound, nearest
+from mlflow_flywheel.plugin.context import Context, log_tail
+from mlflow_flywheel.plugin.runners.base import ProcessStatus, deployment_process
+
+from .common import command, print_json, print_table, waiting
+
+
+@click.command()
+@click.option("--tracking-uri", metavar="URI", help="bind the home to this MLflow server from now on")
+@command
+def up(context: Context, as_json: bool, tracking_uri: str | None) -> None:
+    """Start the processes of the home; what was deployed comes back."""
+    if tracking_uri is not None:
+        context.home.bind(tracking_uri, rebind=True)
+    bound = context.tracking_uri
+    with waiting("starting"):
+        context.runner.ensure_up()
+        context.ensure_daemon()
+    processes = context.runner.status()
+    if as_json:
+        print_json(
+            {"home": str(context.home.path), "tracking_uri": bound, "processes": _processes(processes)}
+        )
+        return
+    click.echo(f"home {context.home.path}, MLflow {bound}")
+    _print_processes(processes)
+
+
+@click.command()
+@command
+def down(context: Context, as_json: bool) -> None:
+    """Stop every process of the home; 'flywheel up' brings them back."""
+    with waiting("stopping: every process finishes what it has begun"):
+        stopped = context.runner.down()
+    if as_json:
+        print_json({"home": str(context.home.path), "stopped": [process.name for process in stopped]})
+    else:
+        click.echo(f"stopped: {', '.join(process.name for process in stopped) or 'nothing was running'}")
+
+
+@click.command()
+@command
+def status(context: Context, as_json: bool) -> None:
+    """Show deployments, their versions and predictions, and the processes."""
+    from mlflow_flywheel.plugin.views import deployment_views
+
+    views = deployment_views(context, context.records.deployments())
+    processes = context.runner.status()
+    if as_json:
+        print_json(
+            {
+                "home": str(context.home.path),
+                "tracking_uri": context.home.tracking_uri,
+                "deployments": views,
+                "processes": _processes(processes),
+            }
+        )
+        return
+    click.echo(f"home {context.home.path}, MLflow {context.home.tracking_uri or '(none yet)'}")
+    if not views:
+        click.echo("no deployments yet; 'mlflow deployments help -t flywheel' shows how to make one")
+    else:
+        columns = ["name", "mode", "model", "version", "status", "predictions", "where"]
+        print_table("Deployments", columns, [_row(view) for view in views])
+    for view in views:
+        if view["message"]:
+            click.echo(f"{view['name']}: {view['message']}")
+    _print_processes(processes)
+
+
+@click.command()
+@click.argument("name")
+@click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=40, show_default=True)
+@click.option("-f", "--follow", is_flag=True, help="go on as the log grows, until Ctrl-C")
+@command
+def logs(context: Context, as_json: bool, name: str, lines: int, follow: bool) -> None:
+    """Show the end of a log: of a deployment, the daemon or the broker."""
+    from mlflow_flywheel.plugin.logs import follow as follow_log
+
+    process = _process_of(context, name)
+    file = context.home.log_file(process)
+    text = log_tail(file, lines)
+    if as_json:
+        print_json({"name": name, "file": str(file), "lines": text.splitlines()})
+        return
+    click.echo(text or f"{file} is empty")
+    if follow:
+        for piece in follow_log(file):
+            click.echo(piece, nl=False)
+
+
+def _process_of(context: Context, name: str) -> str:
+    deployments = context.records.deployments()
+    for record in deployments:
+        if record.name == name:
+            return "daemon" if record.mode == "batch" else deployment_process(name)
+    processes = [process.name for process in context.runner.status()]
+    if name in processes:
+        return name
+    known = sorted({record.name for record in deployments} | set(processes))
+    raise NotFound(f"there is no log of {name!r}{nearest(name, known)}; known: {', '.join(known) or 'none'}")
+
+
+def _row(view: dict[str, Any]) -> list[Any]:
+    where = {
+        "web": view.get("url"),
+        "stream": f"{view.get('input_topic')} -> {view.get('output_topic')}",
+        "batch": f"{view.get('input') or 'asked for'} -> {view.get('output')}"
+        + (f", at {view['schedule']}" if view.get("schedule") else ""),
+    }[view["mode"]]
+    followed = view["model_uri"].removeprefix("models:/")
+    return [
+        view["name"],
+        view["mode"],
+        followed,
+        view["version"],
+        view["status"],
+        f"{view['predictions']:,}",
+        where,
+    ]
+
+
+def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:
+    return [{"name": p.name, "state": p.state, "pid": p.pid, "uptime": round(p.uptime, 1)} for p in processes]
+
+
+def _print_processes(processes: list[ProcessStatus]) -> None:
+    if not processes:
+        click.echo("no processes; they start with the first deployment")
+        return
+    rows = [
+        (p.name, p.state, p.pid, str(timedelta(seconds=round(p.uptime))) if p.pid else None)
+        for p in processes
+    ]
+    print_table("Processes", ["name", "state", "pid", "up"], rows)
