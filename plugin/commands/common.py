@@ -16,6 +16,7 @@ from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task, TaskKind
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PIPED_WIDTH = 200
 TASK_SECONDS = 2 * 3600.0
 
 
@@ -52,16 +53,18 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a short table for people."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else escape(str(value)) for value in row))
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else _PIPED_WIDTH)
 
 
 @contextmanager

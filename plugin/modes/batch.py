@@ -106,7 +106,7 @@ class BatchOperations:
         folder = _folder(context, record.name) / "asked" / uuid.uuid4().hex
         folder.mkdir(mode=0o700, parents=True)
         try:
-            rows.to_parquet(folder / "rows.parquet", index=False)
+            _with_named_columns(rows, spec).to_parquet(folder / "rows.parquet", index=False)
             request = BatchRequest(str(folder / "rows.parquet"), str(folder / "answers.parquet"), ())
             task = context.records.enqueue("batch_run", record.name, request.payload(), "predict")
             done = context.wait_for_task(task, timeout)
@@ -122,6 +122,12 @@ class BatchOperations:
 
     def places(self, context: Context, record: DeploymentRecord, spec: BatchSpec) -> Mapping[str, Any]:
         return {"input": spec.input, "output": _output(context, record.name, spec), "schedule": spec.schedule}
+
+
+def _with_named_columns(rows: pd.DataFrame, spec: BatchSpec) -> pd.DataFrame:
+    """Add the id and time columns that a job insists on: who asks by hand need not have them."""
+    missing = {name for name in (spec.id_column, spec.timestamp_column) if name} - set(rows.columns)
+    return rows.assign(**dict.fromkeys(missing)) if missing else rows
 
 
 def batch_job(context: Context, task: Task) -> BatchConfig:
