@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.modes.batch import BatchRequest, absolute_paths
 
@@ -78,6 +78,9 @@ def retrain(context: Context, as_json: bool, name: str, reason: str, as_of: str 
     result = dict(task.result or {})
     if as_json:
         print_json(result)
+    if result.get("status") == "failed":
+        raise ModelError(str(result.get("reason")))
+    if as_json:
         return
     rows = [(key, value) for key, value in result.items() if not isinstance(value, dict | list)]
     print_table(f"Retraining of {model}", ["", ""], rows)
