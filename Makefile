@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types-view
+.PHONY: setup demo test lint types-view bench-loop
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench-loop: setup
+	$(BIN)/python benchmarks/loop.py
 
 # mypy does not follow the editable install's import hook: this gives it the packages as folders.
 types-view:
