@@ -150,7 +150,7 @@ class Home:
 
         Raises BadInput when the home is bound to another one, unless `rebind`.
         """
-        wanted = absolute_tracking_uri(tracking_uri)
+        wanted = absolute_uri(tracking_uri)
         self.create()
         bound = self.tracking_uri
         if bound is not None and bound != wanted and not rebind:
@@ -171,8 +171,13 @@ class Home:
     def _memory(self) -> dict[str, str | None]:
         try:
             memory = json.loads(self._memory_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        except OSError as error:
+            raise BadInput(
+                f"{str(self._memory_file)!r} cannot be read: {error.strerror or error}; make it readable "
+                "for you, or use another home (FLYWHEEL_HOME)"
+            ) from None
         except ValueError as error:
             raise BadInput(
                 f"{str(self._memory_file)!r} is not valid JSON ({error}); restore it, or remove it and run "
@@ -191,12 +196,12 @@ class Home:
 
     def _setting(self, name: str) -> str | None:
         memory = self._memory()
-        return memory[name] if name in memory else os.environ.get(_REMEMBERED[name]) or None
+        return memory[name] if name in memory else _from_environment(name)
 
     def _check_environment(self) -> None:
         memory = self._memory()
         for name, variable in _REMEMBERED.items():
-            value = os.environ.get(variable)
+            value = _from_environment(name)
             if value and name in memory and memory[name] != value:
                 kept = without_password(memory[name] or "its own folder")
                 raise BadInput(
@@ -205,12 +210,18 @@ class Home:
                 )
 
 
-def absolute_tracking_uri(uri: str) -> str:
-    """Return the URI as every process may use it: local paths absolute, no slash at the end of a server's."""
-    if uri.startswith("sqlite:///"):
-        location, _, query = uri.removeprefix("sqlite:///").partition("?")
-        absolute = f"sqlite:///{Path(location).expanduser().absolute()}" if location else uri
-        return f"{absolute}?{query}" if query else absolute
+def _from_environment(name: str) -> str | None:
+    """Return a setting that means the same in every folder: the daemon works in another one than the caller."""
+    value = os.environ.get(_REMEMBERED[name])
+    return absolute_uri(value) if value else None
+
+
+def absolute_uri(uri: str) -> str:
+    """Return a URI or path as every process may use it: local paths absolute, no slash at the end of a server's."""
+    sqlite = re.match(r"(sqlite(?:\+\w+)?:///)([^?]+)(.*)", uri)
+    if sqlite:
+        scheme, location, query = sqlite.groups()
+        return uri if location == ":memory:" else f"{scheme}{Path(location).expanduser().absolute()}{query}"
     if uri.startswith("file:"):
         return Path(uri.removeprefix("file:").removeprefix("//")).absolute().as_uri()
     if re.match(r"[a-z][a-z0-9+.-]*:", uri, re.IGNORECASE) or uri == "databricks":

@@ -1,0 +1,190 @@
+"""The edge where strings become a spec: every default holds, and what does not fit is told with its remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.plugin.help import help_text
+from mlflow_flywheel.plugin.spec import (
+    MODES,
+    BatchSpec,
+    Mode,
+    StreamSpec,
+    WebSpec,
+    check_name,
+    keys,
+    loop_keys,
+    parse_loop,
+    parse_spec,
+)
+
+
+def refusal(raw: Mapping[str, str]) -> str:
+    with pytest.raises(BadInput) as caught:
+        parse_spec(raw)
+        parse_loop(raw)
+    return caught.value.message
+
+
+def test_a_mode_alone_is_enough() -> None:
+    assert parse_spec({"mode": "web"}) == WebSpec()
+    assert parse_spec({"mode": "stream"}) == StreamSpec()
+    assert parse_spec({"mode": "batch"}) == BatchSpec()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_default_in_the_help_is_what_one_gets_by_writing_it(mode: Mode) -> None:
+    written = {key.name: key.default for key in keys(mode) if key.default not in ("", "required")}
+    assert len(written) >= 4
+    assert parse_spec({"mode": mode, **written}) == parse_spec({"mode": mode})
+
+
+def test_every_default_of_the_loop_is_what_one_gets_by_writing_it() -> None:
+    from mlflow_flywheel.monitors.policy import PolicySpec
+
+    settings = parse_loop({key.name: key.default for key in loop_keys()})
+    assert set(settings) == set(PolicySpec.model_fields)
+    assert PolicySpec.parse(settings) == PolicySpec()
+
+
+def test_texts_become_values() -> None:
+    web = parse_spec({"mode": "web", "port": "5001", "durability": "power", "id_column": "flight"})
+    assert isinstance(web, WebSpec)
+    assert (web.port, web.durability, web.id_column) == (5001, "power", "flight")
+    batch = parse_spec({"mode": "batch", "passthrough": "flight, carrier,", "chunk_rows": "100"})
+    assert isinstance(batch, BatchSpec)
+    assert (batch.passthrough, batch.chunk_rows) == (("flight", "carrier"), 100)
+
+
+def test_an_empty_value_means_the_default() -> None:
+    assert parse_spec({"mode": "web", "port": "", "id_column": ""}) == WebSpec()
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            {"mode": "web", "prot": "5001"},
+            r"unknown key 'prot' for mode web \(did you mean 'port'\?\); known: ",
+        ),
+        ({"mode": "web", "xyzzy": "1"}, r"unknown key 'xyzzy' for mode web; known: mode, .*loop\.\*"),
+        ({"mode": "web", "xyzzy": ""}, r"unknown key 'xyzzy'"),
+        ({"mode": "stream", "input_topik": "x"}, r"did you mean 'input_topic'"),
+        ({"mode": "web", "schedule": "0 2 * * *"}, r"'schedule' belongs to mode batch, not to mode web"),
+        ({"mode": "batch", "workers": "2"}, r"'workers' belongs to mode web and stream, not to mode batch"),
+        ({}, r"the mode is missing: give one of mode=web, mode=stream or mode=batch \(-C mode=web\)"),
+        ({"mode": ""}, r"the mode is missing"),
+        ({"port": "1"}, r"the mode is missing"),
+        ({"mod": "web"}, r"the mode is missing \(you gave 'mod'\?\)"),
+        ({"mode": "wbe"}, r"mode 'wbe' does not exist \(did you mean 'web'\?\); known: web, stream, batch"),
+        ({"mode": "lambda"}, r"mode 'lambda' does not exist; known: web, stream, batch"),
+        ({"mode": "WEB"}, r"mode 'WEB' does not exist"),
+    ],
+)
+def test_keys_and_modes_that_do_not_exist(raw: dict[str, str], said: str) -> None:
+    assert re.match(said, refusal(raw)) or re.search(said, refusal(raw))
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "value", "remedy"),
+    [
+        ({"mode": "web", "port": "high"}, "port", "high", "integer"),
+        ({"mode": "web", "port": "70000"}, "port", "70000", "65535"),
+        ({"mode": "web", "workers": "0"}, "workers", "0", "greater than or equal to 1"),
+        ({"mode": "web", "threads": "1.5"}, "threads", "1.5", "integer"),
+        ({"mode": "web", "log": "some"}, "log", "some", "'all' or 'none'"),
+        ({"mode": "web", "variant": "canary"}, "variant", "canary", "'champion' or 'challenger'"),
+        (
+            {"mode": "stream", "start_position": "middle"},
+            "start_position",
+            "middle",
+            "'earliest' or 'latest'",
+        ),
+        ({"mode": "stream", "broker": "localhost:6650"}, "broker", "localhost:6650", "pulsar://host:6650"),
+        ({"mode": "stream", "broker": "pulsar://"}, "broker", "pulsar://", "pulsar://host:6650"),
+        ({"mode": "batch", "timezone": "Mars/Olympus"}, "timezone", "Mars/Olympus", "Europe/Berlin"),
+        ({"mode": "batch", "timezone": "../etc"}, "timezone", "../etc", "Europe/Berlin"),
+        ({"mode": "batch", "chunk_rows": "many"}, "chunk_rows", "many", "integer"),
+    ],
+)
+def test_a_value_that_does_not_fit_names_key_value_and_remedy(
+    raw: dict[str, str], key: str, value: str, remedy: str
+) -> None:
+    said = refusal(raw)
+    assert said.startswith(f"{key}={value!r}: ")
+    assert remedy in said
+    assert "\n" not in said
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    said = refusal({"mode": "web", "port": "x", "workers": "y"})
+    assert "port='x'" in said and "workers='y'" in said
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"mode": "stream", "workers": "2"}, r"workers=2 needs Apache Pulsar \(broker=pulsar://host:6650\)"),
+        ({"mode": "batch", "schedule": "0 2 * * *"}, r"schedule needs input="),
+        ({"mode": "batch", "schedule": "tomorrow", "input": "in"}, r"'tomorrow'.*five fields"),
+        ({"mode": "batch", "schedule": "61 2 * * *", "input": "in"}, r"'61 2 \* \* \*'"),
+    ],
+)
+def test_keys_that_do_not_go_together(raw: dict[str, str], said: str) -> None:
+    assert re.search(said, refusal(raw))
+
+
+def test_more_workers_are_fine_with_a_real_broker() -> None:
+    spec = parse_spec({"mode": "stream", "workers": "2", "broker": "pulsar+ssl://a:6651,b:6651"})
+    assert isinstance(spec, StreamSpec) and spec.workers == 2
+
+
+def test_loop_keys_are_for_the_policy() -> None:
+    raw = {"mode": "web", "loop.retrain_on": "performance,labels", "loop.cooldown": "12h"}
+    assert parse_spec(raw) == WebSpec()
+    assert parse_loop(raw) == {"retrain_on": "performance,labels", "cooldown": "12h"}
+    assert parse_loop({"mode": "web"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            {"mode": "web", "loop.coldown": "7d"},
+            r"'coldown' \(did you mean 'cooldown'\?\); known: .*cooldown",
+        ),
+        ({"mode": "web", "loop.": "7d"}, r"unknown loop setting ''"),
+        ({"mode": "web", "loop.cooldown": "soon"}, r"cooldown='soon'"),
+        ({"mode": "web", "loop.min_rows": "few"}, r"min_rows='few'.*integer"),
+        ({"mode": "web", "loop.retrain_on": "boredom"}, r"retrain_on.*'performance'"),
+    ],
+)
+def test_loop_keys_that_do_not_fit(raw: dict[str, str], said: str) -> None:
+    assert re.search(said, refusal(raw))
+
+
+@pytest.mark.parametrize("name", ["late-web", "a", "7", "a.b_c-d", "x" * 63])
+def test_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Late", "-late", ".late", "a b", "a/b", "../a", "x" * 64, "läte", "a\n"]
+)
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(BadInput, match="lower-case letters"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_help_explains_every_key(mode: Mode) -> None:
+    section = help_text().partition(f"Keys of mode={mode} ")[2].partition("Keys of ")[0]
+    for key in keys(mode):
+        assert key.help, f"{key.name} has no description"
+        assert re.search(rf"^  {re.escape(key.name)}( |$)", section, re.MULTILINE), key.name
+    for key in loop_keys():
+        assert key.help and f"\n  {key.name}  (" in help_text()
