@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event, make_url, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
@@ -77,7 +77,10 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            if type(error).__name__ != "OperationalError":
+            if type(error) not in (
+                OperationalError,
+                DatabaseError,
+            ):  # others are mistakes of ours, not its state
                 raise
             raise Unavailable(
                 f"the record database {self._engine.url.render_as_string(hide_password=True)} does not answer: "
@@ -109,7 +112,13 @@ def _engine(url: str) -> Engine:
 def _sqlite(url: str, file: str | None) -> Engine:
     if not file or file == ":memory:":
         raise BadInput("the record database must be a file: several processes share it; give sqlite:///path")
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the folder of the record database {file!r} cannot be made: {error.strerror}; set FLYWHEEL_DATABASE_URL "
+            "to a file that you can write"
+        ) from None
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")
