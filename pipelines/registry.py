@@ -171,6 +171,6 @@ def _ask(question: Any, uri: str, what: str) -> Any:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
             raise NotFound(
                 f"{uri!r} leads nowhere: {what} does not exist; "
-                "`mlflow models` and the Models page of the MLflow UI list what is registered"
+                "the Models page of the MLflow UI lists what is registered"
             ) from error
         raise Unavailable(f"{uri!r} cannot be looked up: {error.message}") from error

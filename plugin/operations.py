@@ -96,6 +96,7 @@ class Operations:
         Keys that are not given keep their values; an empty value means the default. On an error the deployment goes
         on as it was, and the error says why.
         """
+        self.context.records.deployment(name)  # before a lock is made for a name that is none
         with self.context.changing(name):
             record = self.context.records.deployment(name)
             raw = texts(config)
@@ -111,8 +112,6 @@ class Operations:
             chosen = model.flavor(flavor) if flavor or model_uri else record.flavor
             mode = mode_operations(spec.mode)
             mode.check(self.context, name, spec)
-            if model_uri is not None:
-                mode.prove(name, model)
             self.say(
                 f"preparing version {model.ref.version or model.ref.name}; the old one serves until it is ready"
             )
@@ -135,6 +134,7 @@ class Operations:
 
     def delete(self, name: str) -> None:
         """Stop a deployment and remove its record and files; its rows in the inference table stay."""
+        self.context.records.deployment(name)
         with self.context.changing(name):
             record = self.context.records.update_deployment(name, status="deleting")
             mode_operations(record.mode).stop(self.context, name, parse_spec(record.config))

@@ -35,12 +35,6 @@ class ModeOperations(Protocol[S_contra]):
     def check(self, context: Context, name: str, spec: S_contra) -> None:
         """Raise BadInput, NotFound or Unavailable for what could not work, before anything is made."""
 
-    def prove(self, name: str, model: FetchedModel) -> None:
-        """Let the model score its input example, in modes where no worker does so before it serves.
-
-        Raises ModelError, with the model's own words.
-        """
-
     def start(
         self, context: Context, name: str, spec: S_contra, model: FetchedModel, timeout: float
     ) -> str | None:

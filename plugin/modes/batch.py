@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.pipelines.config import BatchConfig, ModelRef, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
-from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.trial import try_model
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel, model_in_force
 from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task
@@ -76,22 +76,17 @@ class BatchOperations:
                 f"output {str(target)!r} cannot be written: {str(place)!r} is not writable; give another"
             )
 
-    def prove(self, name: str, model: FetchedModel) -> None:
-        try:
-            load_scorer(model.ref)
-        except SystemExit as error:
-            raise ModelError(
-                f"deployment {name!r} cannot serve: its model exits while it is loaded ({error})"
-            ) from None
-
     def start(
         self, context: Context, name: str, spec: BatchSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        _prove(name, model, timeout)
         return None
 
     def swap(
         self, context: Context, record: DeploymentRecord, spec: BatchSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        if (model.ref.name, model.ref.version) != (record.model_name, record.version):
+            _prove(record.name, model, timeout)
         return None  # the next run takes what the record says then
 
     def stop(self, context: Context, name: str, forget: BatchSpec | None = None) -> None:
@@ -111,7 +106,8 @@ class BatchOperations:
             task = context.records.enqueue("batch_run", record.name, request.payload(), "predict")
             done = context.wait_for_task(task, timeout)
             if done.status == "failed":
-                raise BadInput(f"batch deployment {record.name!r} could not score the rows: {done.error}")
+                said = str(done.error).replace(f"input file {str(folder / 'rows.parquet')!r}: ", "")
+                raise BadInput(f"batch deployment {record.name!r} could not score the rows: {said}")
             answers = pq.read_table(folder / "answers.parquet", columns=["prediction", "prediction_id"])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,6 +118,14 @@ class BatchOperations:
 
     def places(self, context: Context, record: DeploymentRecord, spec: BatchSpec) -> Mapping[str, Any]:
         return {"input": spec.input, "output": _output(context, record.name, spec), "schedule": spec.schedule}
+
+
+def _prove(name: str, model: FetchedModel, timeout: float) -> None:
+    """Let a version score its input example, in a process that it may take down; no worker does so before a job."""
+    try:
+        try_model(model.ref, timeout)
+    except ModelError as error:
+        raise ModelError(f"deployment {name!r} cannot serve: {error.message}") from None
 
 
 def _with_named_columns(rows: pd.DataFrame, spec: BatchSpec) -> pd.DataFrame:

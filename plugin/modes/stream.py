@@ -51,9 +51,6 @@ class StreamOperations:
                     "already, and the two would share its messages; give another subscription="
                 )
 
-    def prove(self, name: str, model: FetchedModel) -> None:
-        return None
-
     def start(
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:

@@ -39,9 +39,6 @@ class WebOperations:
         if not self._has(context, name, spec):
             _bind(spec.host, spec.port)
 
-    def prove(self, name: str, model: FetchedModel) -> None:
-        return None
-
     def start(
         self, context: Context, name: str, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
