@@ -1,4 +1,7 @@
-"""The text of `mlflow deployments help -t flywheel`, drawn from the specs."""
+"""Every key explained, drawn from the specs: `mlflow deployments help -t flywheel`, and docs/configuration.md.
+
+`python -m mlflow_flywheel.plugin.help > docs/configuration.md` writes the latter.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,40 @@ def help_text() -> str:
     return "\n".join(parts)
 
 
+_MARKDOWN_HEAD = """\
+# What a deployment can be told
+
+Keys are given with `-C key=value` to `mlflow deployments create` and `update`, or as `config={...}` in Python. An
+unknown key, or a value that does not fit, is refused with what would; on an update, keys that are not given keep their
+values, and an empty value means the default again.
+
+This page is what `mlflow deployments help -t flywheel` prints, to read at leisure.
+"""
+_LOOP_TEXT = """\
+How the registered model is watched, whatever its deployments, and what may be done about it. Given with any deployment
+of the model, or with `flywheel loop set MODEL key=value` (there without `loop.`); `flywheel loop show MODEL` shows what
+is in force. Durations are written `30d`, `12h` or `90m`; an empty list means none.
+"""
+
+
+def markdown() -> str:
+    """Return the configuration reference of the documentation: a table per mode, and one of the loop."""
+    parts = [_MARKDOWN_HEAD]
+    for mode in MODES:
+        parts.append(f"## mode={mode}\n\n{_table(keys(mode))}")
+    parts.append(f"## The loop\n\n{_LOOP_TEXT}\n{_table(loop_keys())}")
+    return "\n".join(parts)
+
+
+def _table(entries: Iterable[Key]) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in entries:
+        default = key.default if key.default in ("", "required") else f"`{key.default}`"
+        cells = (f"`{key.name}`", key.type, default, key.help)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _section(title: str, entries: Iterable[Key]) -> str:
     lines = [*textwrap.wrap(title, _WIDTH), ""]
     for key in entries:
@@ -55,3 +92,7 @@ def _section(title: str, entries: Iterable[Key]) -> str:
         lines.append(f"  {key.name}" + (f"  ({facts})" if facts else ""))
         lines += textwrap.wrap(key.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
