@@ -16,7 +16,7 @@ _STYLE = """
 .fw .status{color:#fff;border-radius:4px;padding:1px 8px;margin-right:8px;text-transform:uppercase;font-size:15px}
 .fw table{border-collapse:collapse;margin:12px 0;width:100%;font-size:13px}
 .fw th,.fw td{border-bottom:1px solid #d0d7de;padding:4px 10px;text-align:left;white-space:nowrap}
-.fw td.num,.fw th.num{text-align:right;font-variant-numeric:tabular-nums}.fw td.note{white-space:normal}
+.fw td.num,.fw th.num{text-align:right;font-variant-numeric:tabular-nums}.fw td.note{white-space:normal;min-width:340px}
 .fw tr.drifted td{background:#ffebe9}.fw .small{color:#57606a;font-size:12px}
 """
 _COLUMNS = (
