@@ -37,6 +37,7 @@ _MOST_PREFETCHED_EMBEDDED = 4000
 IDLE_MS = 250
 ANOTHER_NUMBER = 100  # a first number that no worker has: theirs are below
 _PENDING_MESSAGES = 4000
+_MOST_HELD = 5000
 _ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
 
 # what no waiting helps with
@@ -134,22 +135,31 @@ class Consumer:
 
 
 class Reader:
-    """A look at a topic through a subscription of its own, which `close` deletes."""
+    """A look at a topic through a subscription of its own, which `close` deletes.
 
-    def __init__(self, consumer: Consumer, embedded: bool) -> None:
+    Brokers of both kinds stop delivering to a consumer with 50,000 unacknowledged messages, and the embedded one drops
+    a connection on which an acknowledgement comes after its consumer is gone, as grouped ones do. So a reader of a few
+    messages acknowledges none, and one of many waits for its acknowledgements to be sent.
+    """
+
+    def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        # The embedded broker drops a connection on which an acknowledgement comes after its consumer is gone, as the
-        # grouped ones do; Apache Pulsar stops delivering to a consumer with 50,000 unacknowledged messages.
-        self._acknowledges = not embedded
+        self._held: list[Received] = []
+        self._has_acknowledged = False
 
     def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
         """Return what came, waiting `idle_ms` for the first."""
         messages = self._consumer.receive(idle_ms)
-        if self._acknowledges:
-            self._consumer.acknowledge(messages)
+        self._held += messages
+        if len(self._held) > _MOST_HELD:
+            self._consumer.acknowledge(self._held)
+            self._held = []
+            self._has_acknowledged = True
         return messages
 
     def close(self) -> None:
+        if self._has_acknowledged:
+            self._consumer.settle()
         self._consumer.unsubscribe()
 
 
@@ -284,7 +294,7 @@ class Connection:
     def reader(self, topic: str, *, position: Literal["earliest", "latest"] = "latest") -> Reader:
         """Look at a topic from its start or from now on. A killed process leaves its subscription behind."""
         name = f"flywheel-reader-{uuid.uuid4().hex}"
-        return Reader(self.consumer(topic, name, position=position), self._embedded)
+        return Reader(self.consumer(topic, name, position=position))
 
     def publisher(self, topic: str) -> Publisher:
         """Make a producer."""

@@ -181,6 +181,7 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     if not channel.wait_go():
         return 0
     stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats))
+    _watch(config, stats)  # at once: a predecessor's ghost may hold messages back
     worker = Worker(config, scorer, stats)
     for told in (signal.SIGTERM, signal.SIGINT):
         # in a thread, as this one may hold the very lock that setting an event takes

@@ -19,6 +19,7 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader
+from mlflow_flywheel.pipelines.stream.pulsar import Received
 
 PADDING = "x" * 300
 
@@ -74,12 +75,19 @@ def deployment(
     assert deployment.stop() == 0
 
 
-def read_all(deployment: StreamDeployment, topic: str) -> list[Any]:
-    """Return every message of a topic, from its start."""
-    found: list[Any] = []
+def read_until(
+    deployment: StreamDeployment, topic: str, enough: Callable[[list[Received]], bool]
+) -> list[Received]:
+    """Read a topic from its start until there is enough, and then until nothing more comes for a moment."""
+    found: list[Received] = []
+
+    def read() -> bool:
+        messages = reader.messages()
+        found.extend(messages)
+        return not messages and enough(found)
+
     with OutputReader(deployment.config, topic, start="earliest") as reader:
-        while messages := reader.messages():
-            found += messages
+        eventually(read, 60, every=0, what=f"all messages of {topic}")
     return found
 
 
@@ -90,12 +98,12 @@ def check_everything_is_there_once(deployment: StreamDeployment, folder: Path, c
     the topic, not the publisher, says how often an event must be in the table.
     """
     config = deployment.config
-    positions = {
-        (m.position.ledger, m.position.entry, m.position.batch_index): m
-        for m in read_all(deployment, config.input_topic)
-    }
-    on_topic = Counter(orjson.loads(m.data)["client_request_id"] for m in positions.values())
-    assert set(on_topic) == {str(number) for number in range(confirmed)}
+    events = {str(number) for number in range(confirmed)}
+    published = read_until(
+        deployment, config.input_topic, lambda found: events <= {body(m)["client_request_id"] for m in found}
+    )
+    on_topic = Counter(body(m)["client_request_id"] for m in {m.position: m for m in published}.values())
+    assert set(on_topic) == events
 
     committer = Committer(folder / "spool", str(folder / "tables"))
     table = InferenceTable.open(str(folder / "tables"), config.model.name)
@@ -103,20 +111,26 @@ def check_everything_is_there_once(deployment: StreamDeployment, folder: Path, c
     def caught_up() -> bool:
         committer.commit_once()
         rows = table.counts().rows
-        assert rows >= len(positions), f"{rows} of {len(positions)}"
+        assert rows >= on_topic.total(), f"{rows} of {on_topic.total()}"
         return True
 
     eventually(caught_up, 60, every=0.5)
     rows = table.read().to_pydict()
     assert Counter(rows["client_request_id"]) == on_topic
-    assert len(set(rows["prediction_id"])) == len(positions)
+    ids = set(rows["prediction_id"])
+    assert len(ids) == on_topic.total()
     assert [float(name) + 1 for name in rows["client_request_id"]] == rows["prediction"]
 
-    answers = [orjson.loads(m.data) for m in read_all(deployment, config.output_topic)]
-    assert {answer["prediction_id"] for answer in answers} == set(rows["prediction_id"])
-    assert {(answer["prediction_id"], answer["prediction"]) for answer in answers} == set(
+    answers = read_until(
+        deployment, config.output_topic, lambda found: ids <= {m.properties["prediction_id"] for m in found}
+    )
+    assert {(body(m)["prediction_id"], body(m)["prediction"]) for m in answers} == set(
         zip(rows["prediction_id"], rows["prediction"], strict=True)
     )
+
+
+def body(message: Received) -> Any:
+    return orjson.loads(message.data or b"null")
 
 
 def goes_on(deployment: StreamDeployment, beyond: int) -> None:

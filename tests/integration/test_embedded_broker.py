@@ -59,6 +59,14 @@ def test_large_messages_do_not_stand_still(broker: BrokerProcess) -> None:
     assert [body["number"] for body in found] == list(range(1500))
 
 
+def test_a_reader_gets_past_what_a_broker_lets_a_consumer_leave_unacknowledged(broker: BrokerProcess) -> None:
+    config = config_for(broker.url, output_topic="many")
+    with Connection(broker.url, embedded=True) as connection:
+        assert connection.publisher("many").publish([Outgoing(b"%d" % i) for i in range(55_000)]) == {}
+    with OutputReader(config, start="earliest") as reader:
+        assert len(reader.collect(55_000, timeout=60)) == reader.count == 55_000
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_it_stored_is_there_after_it_was_ended(tmp_path: Path, how: signal.Signals) -> None:
     broker = BrokerProcess(tmp_path)
