@@ -21,8 +21,9 @@ from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 from .dead_letters import REASON
 from .messages import REQUEST_ID
-from .pulsar import ANOTHER_NUMBER, Connection, Outgoing, Reader, Received
+from .pulsar import ANOTHER_NUMBER, Connection, Reader
 from .settings import feedback_subscription
+from .wire import Outgoing, Received
 
 CORRELATION = "flywheel_request"
 _GLANCE_MS = 10

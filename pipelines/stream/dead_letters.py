@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .patience import Patience
-from .pulsar import Outgoing, Publisher, Received, SendFailure
+from .pulsar import Publisher
+from .wire import Outgoing, Received, SendFailure
 
 REASON, ORIGIN_ID, ORIGIN_TOPIC, DEPLOYMENT, TRUNCATED = (
     "reason",

@@ -19,8 +19,9 @@ from mlflow_flywheel.pipelines.feedback import FeedbackLog, parse_feedback
 from .dead_letters import DeadLetters
 from .messages import Poison, parse_object
 from .patience import Patience
-from .pulsar import Consumer, Received
+from .pulsar import Consumer
 from .stats import StatsKeeper
+from .wire import Received
 
 _log = logging.getLogger(__name__)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -26,8 +26,9 @@ from .dead_letters import DeadLetters, publish_all
 from .isolation import Part, score_isolating
 from .messages import PREDICTION_ID, AnswerFormat, Event, InputFormat, Poison
 from .patience import Patience
-from .pulsar import Consumer, Outgoing, Publisher, Received
+from .pulsar import Consumer, Publisher
 from .stats import StatsKeeper
+from .wire import Outgoing, Received
 
 _log = logging.getLogger(__name__)
 

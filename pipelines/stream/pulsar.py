@@ -19,14 +19,15 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import pulsar
 
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
+
+from .wire import Outgoing, Position, Received, SendFailure
 
 SEND_TIMEOUT_SECONDS = 10.0
 _OPERATION_TIMEOUT_SECONDS = 10
@@ -51,48 +52,6 @@ _TERMINAL: tuple[type[Exception], ...] = (
     pulsar.OperationNotSupported,
     pulsar.NotAllowedError,
 )
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a message is stored: stable over redelivery and over restarts of the broker."""
-
-    topic: str
-    ledger: int
-    entry: int
-    partition: int
-    batch_index: int
-
-
-@dataclass(frozen=True)
-class Received:
-    """One message as it came. Times are milliseconds since 1970; `event_ms` is 0 when the producer gave none."""
-
-    data: bytes | None
-    properties: Mapping[str, str]
-    key: str
-    event_ms: int
-    publish_ms: int
-    position: Position
-    handle: Any = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """One message to publish."""
-
-    data: bytes
-    properties: Mapping[str, str] = field(default_factory=dict)
-    key: str = ""
-    event_ms: int = 0
-
-
-@dataclass(frozen=True)
-class SendFailure:
-    """Why a message was not stored; `too_big` means that it never will be."""
-
-    reason: str
-    too_big: bool
 
 
 class Consumer:

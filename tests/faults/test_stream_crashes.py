@@ -19,7 +19,7 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader
-from mlflow_flywheel.pipelines.stream.pulsar import Received
+from mlflow_flywheel.pipelines.stream.wire import Received
 
 PADDING = "x" * 300
 

@@ -23,7 +23,8 @@ from mlflow_flywheel.pipelines.stream.broker import (
     wait_ready,
 )
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader, publish_and_wait
-from mlflow_flywheel.pipelines.stream.pulsar import Connection, Outgoing
+from mlflow_flywheel.pipelines.stream.pulsar import Connection
+from mlflow_flywheel.pipelines.stream.wire import Outgoing
 
 
 @pytest.fixture(scope="module")

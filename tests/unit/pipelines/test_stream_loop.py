@@ -25,8 +25,8 @@ from mlflow_flywheel.pipelines.stream.dead_letters import (
 from mlflow_flywheel.pipelines.stream.loop import StreamLoop
 from mlflow_flywheel.pipelines.stream.messages import InputFormat
 from mlflow_flywheel.pipelines.stream.patience import Patience, Stopped
-from mlflow_flywheel.pipelines.stream.pulsar import Outgoing, Position, Received, SendFailure
 from mlflow_flywheel.pipelines.stream.stats import StatsKeeper
+from mlflow_flywheel.pipelines.stream.wire import Outgoing, Position, Received, SendFailure
 
 SCHEMA = FeatureSchema([Feature("x", "double")])
 

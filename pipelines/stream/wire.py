@@ -1,0 +1,49 @@
+"""Messages as they come from a topic and go to one, whatever the client that moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a message is stored: stable over redelivery and over restarts of the broker."""
+
+    topic: str
+    ledger: int
+    entry: int
+    partition: int
+    batch_index: int
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message as it came. Times are milliseconds since 1970; `event_ms` is 0 when the producer gave none."""
+
+    data: bytes | None
+    properties: Mapping[str, str]
+    key: str
+    event_ms: int
+    publish_ms: int
+    position: Position
+    handle: Any = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One message to publish."""
+
+    data: bytes
+    properties: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    event_ms: int = 0
+
+
+@dataclass(frozen=True)
+class SendFailure:
+    """Why a message was not stored; `too_big` means that it never will be."""
+
+    reason: str
+    too_big: bool
