@@ -22,7 +22,7 @@ from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.release import CHALLENGER, CHAMPION
 
 from . import view, words
-from .snapshot import REPORT, Source, has_report, mlflow_url
+from .snapshot import Source, has_report, mlflow_url
 
 _REFRESH_SECONDS = 5
 
@@ -42,7 +42,6 @@ def blueprint() -> Blueprint:
             health=view.health(snapshot),
             drawings={model.name: Markup(view.timeline(model).svg()) for model in snapshot.models},
             words=words,
-            report=REPORT,
             has_report=has_report,
             mlflow_url=mlflow_url,
             api=prefix("/ajax-api/2.0/flywheel"),

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from mlflow.server import handlers
 
 from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.reporting import run_link
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
 from mlflow_flywheel.plugin.context import Context
@@ -22,7 +23,6 @@ from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 from mlflow_flywheel.plugin.views import deployment_view
 
-REPORT = "reports/drift.html"
 _VERDICTS, _ACTIONS, _REPORTS = 1000, 60, 6
 _COUNT_AT_MOST_EVERY = 5.0
 _MONITORS = ("drift", "performance")
@@ -101,6 +101,11 @@ class ModelView:
         names = dict.fromkeys((*_MONITORS, *(verdict.monitor for verdict in self.verdicts)))
         return [verdict for verdict in map(self.newest, names) if verdict is not None]
 
+    def in_force(self, verdict: VerdictRecord) -> bool:
+        """Tell whether the verdict is about a version that serves now, not about one that was replaced since."""
+        version = verdict.summary.get("version")
+        return not version or not self.versions or str(version) in self.versions
+
     @property
     def waiting(self) -> ActionRecord | None:
         """Return the newest retraining when its challenger waits for a person."""
@@ -115,12 +120,11 @@ class ModelView:
         """Return the newest drift verdicts that have a report."""
         return [v for v in self.verdicts if has_report(v)][:_REPORTS]
 
-    def run_url(self, run_id: str | None, artifact: str | None = None) -> str | None:
-        """Return where MLflow shows a run, or one of its artifacts."""
+    def run_url(self, run_id: str | None, report: bool = False) -> str | None:
+        """Return where MLflow shows a run, or its drift report."""
         if run_id is None or self.experiment_id is None:
             return None
-        path = f"/artifacts/{artifact}" if artifact else ""
-        return mlflow_url(f"experiments/{self.experiment_id}/runs/{run_id}{path}")
+        return handlers._add_static_prefix("/") + run_link(self.experiment_id, run_id, report)
 
     def version_url(self, version: str) -> str:
         return mlflow_url(f"models/{quote(self.name)}/versions/{quote(version)}")

@@ -10,9 +10,9 @@ from html import escape
 from itertools import pairwise
 
 _WIDTH, _LEFT, _RIGHT = 920, 52, 14
-_UPPER = (26, 116)
-_LOWER = (150, 210)
-_HEIGHT = 234
+_UPPER = (44, 134)
+_LOWER = (168, 228)
+_HEIGHT = 252
 _STEPS = [timedelta(hours=h) for h in (1, 3, 6, 12, 24, 48, 96, 168, 336)]
 _MOST_TICKS = 9
 
@@ -77,7 +77,7 @@ class Timeline:
         top, bottom = _UPPER
         references = [p for p in self.performance if p.reference is not None]
         reference = f"; dashed: at its validation, {references[-1].reference:.3f} now" if references else ""
-        yield _lane(top, self.metric, f"on the labels that came{reference}")
+        yield _lane(12, self.metric, f"on the labels that came{reference}")
         known = [point for point in self.performance if point.value is not None]
         values = [v for p in known for v in (p.value, p.low, p.high, p.reference) if v is not None]
         if not values:
@@ -103,7 +103,7 @@ class Timeline:
 
     def _lower(self, x: _Scale) -> Iterable[str]:
         top, bottom = _LOWER
-        yield _lane(top, "Drift", "share of features that drifted")
+        yield _lane(top - 10, "Drift", "share of features that drifted")
         y = _Scale(0.0, 1.0, bottom, top)
         for value, text in ((0.0, "0"), (1.0, "100%")):
             yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
@@ -196,10 +196,8 @@ def _steps(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
     return " ".join(f"{left:.1f},{y(value or 0):.1f}" for left, value in corners)
 
 
-def _lane(top: int, name: str, words: str) -> str:
-    return (
-        f'<text class="lane" x="{_LEFT}" y="{top - 10}"><tspan>{escape(name)}</tspan> {escape(words)}</text>'
-    )
+def _lane(y: int, name: str, words: str) -> str:
+    return f'<text class="lane" x="{_LEFT}" y="{y}"><tspan>{escape(name)}</tspan> {escape(words)}</text>'
 
 
 def _mark(mark: Mark, x: _Scale) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
 
-from .snapshot import REPORT, ModelView, Snapshot, has_report
+from .snapshot import ModelView, Snapshot, has_report
 from .timeline import Mark, Point, Timeline
-from .words import gate_words, headline, metric_name, metrics_of, outcome, verdict_text
+from .words import gate_words, headline, metric_name, metrics_of, outcome, verdict_text, version_of
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,21 @@ class Health:
 
 
 def health(snapshot: Snapshot) -> Health:
-    """Return the worst thing there is to say, in one line."""
+    """Return the worst thing there is to say about what serves now, in one line."""
     failed = [d.name for d in snapshot.deployments if not d.serves]
     if failed:
         return Health("alarm", f"{', '.join(failed)} {'is' if len(failed) == 1 else 'are'} not serving")
+    current = [(m.name, v) for m in snapshot.models for v in m.current if m.in_force(v)]
     for level in ("alarm", "warn"):
         found = [
-            f"{m.name}: {v.monitor} {level}" for m in snapshot.models for v in m.current if v.verdict == level
+            f"{name}: {verdict.monitor} {level}" for name, verdict in current if verdict.verdict == level
         ]
         if found:
             return Health(level, ", ".join(found))
     if any(model.waiting for model in snapshot.models):
         return Health("warn", "A challenger waits for your approval")
-    if not any(v.verdict == "ok" for m in snapshot.models for v in m.current):
-        return Health("unknown", "Too little data for a verdict yet")
+    if not any(verdict.verdict == "ok" for _, verdict in current):
+        return Health("unknown", "No verdict yet on what serves now")
     return Health("ok", "All is well")
 
 
@@ -98,11 +99,12 @@ def _verdict_json(model: ModelView, verdict: VerdictRecord) -> dict[str, Any]:
     return {
         "monitor": verdict.monitor,
         "status": verdict.verdict,
+        "version": version_of(verdict),
         "summary": verdict_text(verdict),
         "metrics": metrics_of(verdict),
         "window": [verdict.window_start.isoformat(), verdict.window_end.isoformat()],
         "run_id": verdict.run_id,
-        "report_url": model.run_url(verdict.run_id, REPORT) if has_report(verdict) else None,
+        "report_url": model.run_url(verdict.run_id, True) if has_report(verdict) else None,
     }
 
 

@@ -18,12 +18,6 @@ _NAMES = {
     "r2": "R²",
 }
 _HEADLINES = ("auc", "accuracy", "f1_macro", "mae", "rmse")
-_REASONS = {
-    "performance": "performance is lost",
-    "labels": "enough new labels came",
-    "drift": "inputs drifted",
-    "schedule": "it is due",
-}
 
 
 def metric_name(metric: str) -> str:
@@ -39,6 +33,11 @@ def headline(metrics: Mapping[str, float]) -> str | None:
 def verdict_text(verdict: VerdictRecord) -> str:
     """Return the sentence that the monitor wrote."""
     return str(verdict.summary.get("text", ""))
+
+
+def version_of(verdict: VerdictRecord) -> str:
+    """Return the version that the verdict is about; empty when it does not say."""
+    return str(verdict.summary.get("version") or "")
 
 
 def metrics_of(verdict: VerdictRecord) -> dict[str, float]:
@@ -95,17 +94,23 @@ def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
         "Monitors",
         f"{_schedule(policy.monitor_schedule)}, over {format_duration(policy.window)} of event time",
     )
-    if policy.retrain_on:
-        yield "Retrains when", " or ".join(_REASONS[reason] for reason in policy.retrain_on)
-        yield "After", f"{policy.consecutive} alarms in a row, or {policy.new_labels:,} new labels"
-        yield (
-            "At most",
-            f"every {format_duration(policy.cooldown)}, {policy.budget} times in {format_duration(policy.budget_period)}",
-        )
-    else:
-        yield "Retrains", "never by itself"
+    reasons = [_reason(reason, policy) for reason in policy.retrain_on]
+    yield "Retrains", f"after {' or '.join(reasons)}" if reasons else "never by itself"
+    if reasons:
+        often = "once" if policy.budget == 1 else f"{policy.budget} times"
+        period = format_duration(policy.budget_period)
+        yield "At most", f"every {format_duration(policy.cooldown)}, {often} in {period}"
     approval = "by itself" if policy.approval == "auto" else "when a person approves"
     yield "Promotes", f"{approval}, if the gate is {policy.gate_confidence:.0%} sure of no harm"
+
+
+def _reason(reason: str, policy: PolicySpec) -> str:
+    if reason == "labels":
+        return f"{policy.new_labels:,} new labels"
+    if reason == "schedule":
+        return f"{format_duration(policy.retrain_every)} without one"
+    alarms = "alarm" if policy.consecutive == 1 else f"alarms, {policy.consecutive} in a row"
+    return f"{'a ' if policy.consecutive == 1 else ''}{reason} {alarms}"
 
 
 def _schedule(cron: str) -> str:

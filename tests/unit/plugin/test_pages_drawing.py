@@ -112,7 +112,13 @@ def test_an_approver_is_told_of_another_champion() -> None:
 def test_the_policy_in_words() -> None:
     lines = dict(words.policy_lines(PolicySpec.parse({})))
     assert lines["Monitors"] == "hourly, over 30d of event time"
+    assert lines["Retrains"] == "after performance alarms, 2 in a row or 10,000 new labels"
+    assert lines["At most"] == "every 7d, 4 times in 30d"
     assert lines["Promotes"] == "by itself, if the gate is 95% sure of no harm"
+    once = {"consecutive": 1, "budget": 1, "retrain_on": "drift,schedule"}
+    lines = dict(words.policy_lines(PolicySpec.parse(once)))
+    assert lines["Retrains"] == "after a drift alarm or 30d without one"
+    assert lines["At most"] == "every 7d, once in 30d"
     changed = {"retrain_on": "", "monitor_schedule": "30 2 * * *", "approval": "manual"}
     lines = dict(words.policy_lines(PolicySpec.parse(changed)))
     assert lines["Retrains"] == "never by itself"
