@@ -20,7 +20,9 @@ from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 # supervisord binds "<socket>.<pid>" first and links it afterwards; the kernel's limit is 103 (macOS) or 107 bytes.
 _SOCKET_PATH_LIMIT = 92
-_REMEMBERED = {"database_url": "FLYWHEEL_DATABASE_URL", "tables": "FLYWHEEL_TABLES"}
+_SOCKET = "supervisor.sock"
+# What a new home remembers of the environment, and which variable says it.
+HOME_VARIABLES = {"database_url": "FLYWHEEL_DATABASE_URL", "tables": "FLYWHEEL_TABLES"}
 
 
 class Home:
@@ -116,19 +118,36 @@ class Home:
 
         Raises Unavailable when somebody else owns that temporary folder.
         """
-        path = self.supervisor / "supervisor.sock"
-        if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
-            return path
-        key = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{key}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise Unavailable(
-                f"folder {str(folder)!r} for the supervisor's socket is not a private folder of yours; "
-                "remove it or use a home with a shorter path"
-            )
+        folder = self._socket_folder()
+        if folder is None:
+            return self.supervisor / _SOCKET
+        if os.path.lexists(folder):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                raise Unavailable(
+                    f"folder {str(folder)!r} for the supervisor's socket is not a private folder of yours; "
+                    "remove it or use a home with a shorter path"
+                )
         return folder / "s"
+
+    def make_socket_folder(self) -> Path:
+        """Make the folder that the socket will be in, without an old socket, and return the socket's path."""
+        folder = self._socket_folder()
+        if folder is not None:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self._socket_memo.touch(mode=0o600)
+            self._socket_memo.write_text(str(folder))
+        socket = self.socket()
+        socket.unlink(missing_ok=True)
+        return socket
+
+    def remove_socket(self) -> None:
+        """Remove the socket, and its folder when that is a temporary one."""
+        self.socket().unlink(missing_ok=True)
+        folder = self._socket_folder()
+        if folder is not None and folder.is_dir():
+            folder.rmdir()
+        self._socket_memo.unlink(missing_ok=True)
 
     def create(self) -> Home:
         """Make the folder, for its owner alone, and remember what it is bound to; idempotent."""
@@ -168,6 +187,22 @@ class Home:
     def _memory_file(self) -> Path:
         return self.path / "home.json"
 
+    @property
+    def _socket_memo(self) -> Path:
+        return self.supervisor / "socket-folder"
+
+    def _socket_folder(self) -> Path | None:
+        """Return the temporary folder for the socket, None when the home's path is short enough.
+
+        It is remembered: another shell may have another TMPDIR, and must find the supervisor nevertheless.
+        """
+        if len(os.fsencode(self.supervisor / _SOCKET)) <= _SOCKET_PATH_LIMIT:
+            return None
+        if self._socket_memo.exists():
+            return Path(self._socket_memo.read_text())
+        key = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{key}"
+
     def _memory(self) -> dict[str, str | None]:
         try:
             memory = json.loads(self._memory_file.read_text())
@@ -188,7 +223,7 @@ class Home:
     def _remember(self, **values: str | None) -> None:
         with open(self.path / "home.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            bindings = {name: self._setting(name) for name in _REMEMBERED}
+            bindings = {name: self._setting(name) for name in HOME_VARIABLES}
             temporary = self._memory_file.with_name("home.json.new")
             temporary.touch(mode=0o600)
             temporary.write_text(json.dumps({**bindings, **self._memory(), **values}, indent=2))
@@ -200,7 +235,7 @@ class Home:
 
     def _check_environment(self) -> None:
         memory = self._memory()
-        for name, variable in _REMEMBERED.items():
+        for name, variable in HOME_VARIABLES.items():
             value = _from_environment(name)
             if value and name in memory and memory[name] != value:
                 kept = without_password(memory[name] or "its own folder")
@@ -212,7 +247,7 @@ class Home:
 
 def _from_environment(name: str) -> str | None:
     """Return a setting that means the same in every folder: the daemon works in another one than the caller."""
-    value = os.environ.get(_REMEMBERED[name])
+    value = os.environ.get(HOME_VARIABLES[name])
     return absolute_uri(value) if value else None
 
 

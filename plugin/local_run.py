@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -18,7 +19,7 @@ from mlflow_flywheel.pipelines.batch import BatchProgress, run_batch
 from mlflow_flywheel.pipelines.errors import BadInput
 
 from .context import Context
-from .home import Home
+from .home import HOME_VARIABLES, Home
 from .logs import follow
 from .model_files import fetch_model
 from .modes.batch import BatchOperations, BatchRequest, batch_config
@@ -88,15 +89,22 @@ def _serve(
 
 @contextmanager
 def _temporary_context() -> Iterator[Context]:
-    """Make a home that is bound to the caller's MLflow server, and leave neither processes nor files of it behind."""
-    folder = Path(tempfile.mkdtemp(prefix="flywheel-"))
-    context = Context.open(Home(folder))
+    """Make a home that is bound to the caller's MLflow server, and leave neither processes nor files of it behind.
+
+    The caller's own database and tables are none of its business, whatever the environment says of them.
+    """
+    kept = {name: os.environ.pop(name) for name in HOME_VARIABLES.values() if name in os.environ}
+    folder = Path(tempfile.mkdtemp(prefix="flywheel-run-"))
     try:
-        yield context
+        context = Context.open(Home(folder))
+        try:
+            yield context
+        finally:
+            context.runner.down()
+            context.records.close()
     finally:
-        context.runner.down()
-        context.records.close()
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.update(kept)
 
 
 @contextmanager

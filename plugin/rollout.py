@@ -65,12 +65,14 @@ def follow_once(home: Home, records: Records, runner: Runner) -> list[RollOver]:
     One registry call per distinct alias. Raises what the registry raises; a deployment that fails stops no other.
     """
     followers = [r for r in records.deployments() if r.status == "ready" and follows_alias(r)]
-    lagging = []
+    lagging: list[tuple[DeploymentRecord, str]] = []
     for uri in sorted({record.model_uri for record in followers}):
         wanted = resolve_model(uri, home.tracking_uri)
-        lagging += [
-            (r, wanted.version) for r in followers if r.model_uri == uri and _lags(home, r, wanted.version)
-        ]
+        for record in (record for record in followers if record.model_uri == uri):
+            if record.version == wanted.version:
+                _forget_refusal(home, records, record)
+            elif not _was_refused(home, record, wanted.version):
+                lagging.append((record, wanted.version))
     return _roll_over_all(home, records, runner, lagging)
 
 
@@ -100,14 +102,21 @@ def _roll_over_all(
         return list(pool.map(lambda pair: one(*pair), lagging))
 
 
-def _lags(home: Home, record: DeploymentRecord, version: str) -> bool:
-    if record.version == version:
-        return False
+def _was_refused(home: Home, record: DeploymentRecord, version: str) -> bool:
+    """Return whether the deployment could not go over to this version a short while ago."""
     try:
         refused = Refused.model_validate_json(_refused_file(home, record.name).read_bytes())
     except (FileNotFoundError, ValidationError):
-        return True
-    return refused.version != version or datetime.now(timezone.utc) - refused.at >= _TRY_AGAIN_AFTER
+        return False
+    return refused.version == version and datetime.now(timezone.utc) - refused.at < _TRY_AGAIN_AFTER
+
+
+def _forget_refusal(home: Home, records: Records, record: DeploymentRecord) -> None:
+    """Take the complaint back when the alias means again what the deployment serves."""
+    file = _refused_file(home, record.name)
+    if file.exists():
+        records.update_deployment(record.name, message="")
+        file.unlink(missing_ok=True)
 
 
 def _refused_file(home: Home, deployment: str) -> Path:

@@ -25,6 +25,13 @@ def up(context: Context, as_json: bool, tracking_uri: str | None) -> None:
     with waiting("starting"):
         context.runner.ensure_up()
         context.ensure_daemon()
+        for process in context.runner.status():
+            if process.state in (
+                "stopped",
+                "exited",
+                "fatal",
+            ):  # given up after many tries: a person says try again
+                context.runner.restart(process.name)
     processes = context.runner.status()
     if as_json:
         print_json(

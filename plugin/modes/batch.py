@@ -90,8 +90,9 @@ class BatchOperations:
         return None  # the next run takes what the record says then
 
     def stop(self, context: Context, name: str, forget: BatchSpec | None = None) -> None:
-        shutil.rmtree(_folder(context, name) / "state", ignore_errors=True)
-        shutil.rmtree(_folder(context, name) / "asked", ignore_errors=True)
+        folder = _folder(context, name)
+        for ours in (folder / "state", folder / "asked", context.home.deployment(name)):
+            shutil.rmtree(ours, ignore_errors=True)
 
     def predict(
         self, context: Context, record: DeploymentRecord, spec: BatchSpec, rows: pd.DataFrame, timeout: float

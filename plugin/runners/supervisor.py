@@ -165,17 +165,15 @@ class SupervisorRunner:
             except SupervisorDown:
                 pass  # nothing to ask; whatever is left is ended by its mark
             end_processes(marked_processes(self._home.path), _ORPHAN_SECONDS)
-            self._home.socket().unlink(missing_ok=True)
+            self._home.remove_socket()
             return stopped
 
     def _launch(self) -> None:
         self._home.create()
         self._programs.mkdir(mode=0o700, exist_ok=True)
-        self._home.socket().unlink(missing_ok=True)
+        socket = self._home.make_socket_folder()
         config = self._folder / "supervisord.conf"
-        _write_private(
-            config, _CONFIG.format(folder=_quoted(self._folder), socket=_quoted(self._home.socket()))
-        )
+        _write_private(config, _CONFIG.format(folder=_quoted(self._folder), socket=_quoted(socket)))
         inherited = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.match(k)}
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],

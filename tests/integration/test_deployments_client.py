@@ -26,7 +26,10 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.plugin.cli import main as flywheel
 from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.records import Records
+from mlflow_flywheel.plugin.rollout import follow_once
 from mlflow_flywheel.plugin.runners.processes import marked_processes
+from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 
 NAME = "late"
 FOLLOWED = f"models:/{NAME}@champion"
@@ -226,13 +229,14 @@ def test_an_update_under_requests_and_a_deletion_that_leaves_nothing(world: Worl
     world.client.create_deployment(name, f"models:/{NAME}/1", config={"mode": "web"})
     answers: list[list[Any]] = []
     with ThreadPoolExecutor(1) as pool:
-        updating = pool.submit(world.client.update_deployment, name, f"models:/{NAME}/2")
+        updating = pool.submit(
+            world.client.update_deployment, name, f"models:/{NAME}/2", config={"threads": "2"}
+        )
         while not updating.done() or len(answers) < 3:
             answers.append(world.predict(name)["predictions"])  # raises when one fails
-        assert updating.result()["version"] == "2"
-    assert all(answer in (world.expected["1"], world.expected["2"]) for answer in answers)
-    view = world.client.update_deployment(name, config={"threads": "2"})
+        view = updating.result()
     assert (view["version"], view["config"]) == ("2", {"mode": "web", "threads": "2"})
+    assert all(answer in (world.expected["1"], world.expected["2"]) for answer in answers)
     assert world.predict(name)["predictions"] == world.expected["2"]
     assert world.processes(f"deployment-{name}") and world.left_of(name)
     world.client.delete_deployment(name)
@@ -240,7 +244,7 @@ def test_an_update_under_requests_and_a_deletion_that_leaves_nothing(world: Worl
     with pytest.raises(MlflowException, match="'brief' does not exist"):
         world.client.get_deployment(name)
     eventually(
-        lambda: table(world).counts().by_deployment.get(name, 0) == len(answers + [view]) * len(ROWS),
+        lambda: table(world).counts().by_deployment.get(name, 0) == (len(answers) + 1) * len(ROWS),
         what="its predictions are kept",
     )
 
@@ -333,6 +337,28 @@ def log(model: Any, **more: Any) -> str:
     with mlflow.start_run():
         info = mlflow.pyfunc.log_model(python_model=model, name="model", pip_requirements=["mlflow"], **more)
     return str(info.model_uri)
+
+
+def test_a_version_that_cannot_serve_is_refused_by_every_follower_once(world: World) -> None:
+    names = [f"late-{mode}" for mode in MODES]
+    before = world.version("late-web")
+    broken = mlflow.register_model(broken_model(), NAME).version
+    MlflowClient().set_registered_model_alias(NAME, "champion", broken)
+    refused_file = {name: world.home.deployment(name) / "refused.json" for name in names}
+    eventually(lambda: all(file.exists() for file in refused_file.values()), timeout=90, every=0.3,
+               what="every deployment has tried the version")  # fmt: skip
+    said = {name: file.read_text() for name, file in refused_file.items()}
+    for name in names:
+        assert "the weights are missing" in said[name]
+        view = world.client.get_deployment(name)
+        assert (view["version"], view["status"]) == (before, "ready")
+        assert "stayed as it was" in view["message"] and "the weights are missing" in view["message"]
+        assert world.predict(name)["predictions"] == world.expected[before]
+    assert follow_once(world.home, Records(world.home.database_url), SupervisorRunner(world.home)) == []
+    assert {name: file.read_text() for name, file in refused_file.items()} == said
+    MlflowClient().set_registered_model_alias(NAME, "champion", before)
+    eventually(lambda: not any(world.client.get_deployment(name)["message"] for name in names),
+               what="the complaints are taken back")  # fmt: skip
 
 
 @pytest.mark.parametrize("signature", ["none", "tensor"])

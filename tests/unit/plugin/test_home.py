@@ -162,9 +162,10 @@ def test_the_socket_is_in_the_home_or_in_a_private_folder(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     near = Home("/h")
     assert near.socket() == Path("/h/supervisor/supervisor.sock")
-    far, farther = Home(tmp_path / ("x" * 100)), Home(tmp_path / ("y" * 100))
-    socket = far.socket()
+    far, farther = Home(tmp_path / ("x" * 100)).create(), Home(tmp_path / ("y" * 100)).create()
+    socket = far.make_socket_folder()
     assert socket == far.socket() != farther.socket()
+    assert not farther.socket().parent.exists(), "a look makes nothing"
     assert len(os.fsencode(socket)) <= max(92, len(os.fsencode(tmp_path)) + 40)
     assert socket.parent.parent == tmp_path and stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
     socket.parent.chmod(0o755)
@@ -174,3 +175,17 @@ def test_the_socket_is_in_the_home_or_in_a_private_folder(
     socket.parent.symlink_to(tmp_path)
     with pytest.raises(Unavailable, match="not a private folder"):
         far.socket()
+
+
+def test_a_shell_with_another_temporary_folder_finds_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    home = Home(tmp_path / ("x" * 100)).create()
+    socket = home.make_socket_folder()
+    socket.touch()
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert home.socket() == socket
+    home.remove_socket()
+    assert not socket.parent.exists()
+    home.remove_socket()
