@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, NotFound, Unavailable, nearest
 
 from .database import Database, utc_now
-from .record_rows import (
-    ActionRow,
-    DeploymentRow,
-    PolicyRow,
-    PolicyStateRow,
-    Row,
-    TaskRow,
-    VerdictRow,
-    action_of,
-    deployment_of,
-    task_of,
-    verdict_of,
-)
+from .loop_records import LoopRecords, insert_once
+from .record_rows import DeploymentRow, Row, TaskRow, deployment_of, task_of
 from .record_types import (
     ActionRecord,
     DeploymentRecord,
@@ -59,11 +47,11 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records:
+class Records(LoopRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:
-        self._database = Database(database_url, Row.metadata)
+        super().__init__(Database(database_url, Row.metadata))
 
     def close(self) -> None:
         """Give the database connections back."""
@@ -165,7 +153,7 @@ class Records:
             attempts=0,
             created=utc_now(),
         )
-        return self._insert_once(row)
+        return insert_once(self._database, row)
 
     def claim(self, kinds: Sequence[TaskKind], worker: str) -> Task | None:
         """Take the oldest queued task of these kinds, or None when there is nothing to do.
@@ -257,111 +245,6 @@ class Records:
                     again.append(row.id)
         return again
 
-    def add_verdict(
-        self,
-        model: str,
-        monitor: str,
-        window_start: datetime,
-        window_end: datetime,
-        verdict: str,
-        summary: Mapping[str, Any],
-        run_id: str | None = None,
-    ) -> int:
-        """Record a monitor's verdict and return its id."""
-        row = VerdictRow(
-            model=model,
-            monitor=monitor,
-            window_start=window_start,
-            window_end=window_end,
-            verdict=verdict,
-            summary=dict(summary),
-            run_id=run_id,
-            created=utc_now(),
-        )
-        with self._database.write() as session:
-            session.add(row)
-            session.flush()
-            return row.id
-
-    def verdicts(self, model: str | None = None, limit: int = 100) -> list[VerdictRecord]:
-        """Return the newest verdicts first."""
-        query = select(VerdictRow).order_by(VerdictRow.id.desc()).limit(limit)
-        if model is not None:
-            query = query.where(VerdictRow.model == model)
-        with self._database.read() as session:
-            return [verdict_of(row) for row in session.scalars(query)]
-
-    def add_action(
-        self, model: str, kind: str, reason: str, evidence: Mapping[str, Any], as_of: datetime, key: str,
-        status: str = "started",
-    ) -> int:  # fmt: skip
-        """Record an action and return its id; the same key gives the action that was recorded first."""
-        moment = utc_now()
-        row = ActionRow(
-            model=model,
-            kind=kind,
-            reason=reason,
-            evidence=dict(evidence),
-            as_of=as_of,
-            key=key,
-            status=status,
-            created=moment,
-            updated=moment,
-        )
-        return self._insert_once(row)
-
-    def update_action(
-        self, action_id: int, status: str, result: Mapping[str, Any] | None = None, run_id: str | None = None
-    ) -> ActionRecord:
-        """Record how an action went on; raises NotFound."""
-        with self._database.write() as session:
-            row = session.get(ActionRow, action_id)
-            if row is None:
-                raise NotFound(f"action {action_id} does not exist")
-            row.status, row.updated = status, utc_now()
-            row.result = dict(result) if result is not None else row.result
-            row.run_id = run_id if run_id is not None else row.run_id
-            session.flush()
-            return action_of(row)
-
-    def actions(self, model: str | None = None, limit: int = 100) -> list[ActionRecord]:
-        """Return the newest actions first."""
-        query = select(ActionRow).order_by(ActionRow.id.desc()).limit(limit)
-        if model is not None:
-            query = query.where(ActionRow.model == model)
-        with self._database.read() as session:
-            return [action_of(row) for row in session.scalars(query)]
-
-    def policy(self, model: str) -> dict[str, Any]:
-        """Return the model's policy as it was set; empty when there is none."""
-        with self._database.read() as session:
-            row = session.get(PolicyRow, model)
-            return dict(row.policy) if row is not None else {}
-
-    def policies(self) -> dict[str, dict[str, Any]]:
-        """Return every policy by model name."""
-        with self._database.read() as session:
-            return {row.model: dict(row.policy) for row in session.scalars(select(PolicyRow))}
-
-    def set_policy(self, model: str, policy: Mapping[str, Any]) -> None:
-        """Replace the model's policy; an empty one removes it."""
-        with self._database.write() as session:
-            if policy:
-                session.merge(PolicyRow(model=model, policy=dict(policy), updated=utc_now()))
-            else:
-                session.execute(delete(PolicyRow).where(PolicyRow.model == model))
-
-    def policy_state(self, model: str) -> dict[str, Any]:
-        """Return what the policy remembers between decisions; empty at first."""
-        with self._database.read() as session:
-            row = session.get(PolicyStateRow, model)
-            return dict(row.state) if row is not None else {}
-
-    def set_policy_state(self, model: str, state: Mapping[str, Any]) -> None:
-        """Replace what the policy remembers."""
-        with self._database.write() as session:
-            session.merge(PolicyStateRow(model=model, state=dict(state), updated=utc_now()))
-
     def _end(self, task_id: int, *, status: TaskStatus, **fields: Any) -> None:
         with self._database.write() as session:
             row = session.get(TaskRow, task_id)
@@ -371,24 +254,6 @@ class Records:
             row.status, row.finished = status, utc_now()
             for field, value in fields.items():
                 setattr(row, field, value)
-
-    def _insert_once(self, row: TaskRow | ActionRow) -> int:
-        table = type(row)
-        same = select(table.id).where(table.key == row.key) if row.key is not None else None
-        try:
-            with self._database.write() as session:
-                known = session.scalar(same) if same is not None else None
-                if known is not None:
-                    return known
-                session.add(row)
-                session.flush()
-                return row.id
-        except IntegrityError:  # PostgreSQL: another writer was first with this key
-            with self._database.read() as session:
-                known = session.scalar(same) if same is not None else None
-            if known is None:
-                raise
-            return known
 
 
 def _find_deployment(session: Session, name: str) -> DeploymentRow:
