@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support.models import ZooModel, log_model
-
 
 # a busy machine is no reason to fail: examples have no deadline, and are the same in every run
 settings.register_profile(
@@ -35,6 +36,24 @@ def zoo(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return cache[kind]
 
     return get
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mlflow_as_before() -> Iterator[None]:
+    """Undo what a module told MLflow: `set_tracking_uri` also changes the environment of every later process."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    if "mlflow" in sys.modules:
+        import mlflow
+
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])  # type: ignore[arg-type]
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"])  # type: ignore[arg-type]
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(autouse=True)
