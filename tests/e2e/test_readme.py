@@ -162,6 +162,7 @@ def ask_more(url: str, folder: Path) -> None:
     labels.to_csv(folder / "labels.csv", index=False)
 
 
+@pytest.mark.timeout(480)  # a busy machine takes its time
 def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> None:
     url = shell.environment["MLFLOW_TRACKING_URI"]
     register_by_the_readmes_python(url)
