@@ -71,7 +71,9 @@ class StreamConfig(WorkerConfig):
     """One stream deployment."""
 
     broker: str = Field(description="service URL of the broker")
-    embedded: bool = Field(False, description="the broker is the embedded one, pulsar-lite, and needs its care")
+    embedded: bool = Field(
+        False, description="the broker is the embedded one, pulsar-lite, and needs its care"
+    )
     input_topic: str
     output_topic: str
     feedback_topic: str | None = None
