@@ -82,7 +82,7 @@ def download_model(model: ResolvedModel, folder: Path, tracking_uri: str | None 
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
         try:
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri=model.versioned_uri, dst_path=str(partial), tracking_uri=tracking_uri
+                artifact_uri=_files_of(model, tracking_uri), dst_path=str(partial), tracking_uri=tracking_uri
             )
             _move_into_place(_folder_of_mlmodel(Path(found)), target)
         except mlflow.exceptions.MlflowException as error:
@@ -92,6 +92,16 @@ def download_model(model: ResolvedModel, folder: Path, tracking_uri: str | None 
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return ModelRef(name=model.name, version=model.version, model_id=model.model_id, path=str(target))
+
+
+def _files_of(model: ResolvedModel, tracking_uri: str | None) -> str:
+    """Return where a model's files are: for a models:/ URI MLflow would ask this process's default server instead."""
+    client = _client(tracking_uri)
+    if model.model_id:
+        return str(client.get_logged_model(model.model_id).artifact_location)
+    if model.version:
+        return str(client.get_model_version_download_uri(model.name, model.version))
+    return model.uri
 
 
 def _move_into_place(source: Path, target: Path) -> None:
