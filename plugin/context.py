@@ -99,9 +99,11 @@ def log_tail(file: Path, lines: int = 12) -> str:
 
 def _chosen_tracking_uri(home: Home) -> str:
     """Return what the caller chose, by environment or in Python; else what the home remembers; else the default."""
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is not None and mlflow.is_tracking_uri_set():
-        return str(mlflow.get_tracking_uri())
+    if "mlflow" in sys.modules:
+        import mlflow  # waits for another thread that is just importing it
+
+        if mlflow.is_tracking_uri_set():
+            return str(mlflow.get_tracking_uri())
     chosen = os.environ.get("MLFLOW_TRACKING_URI") or home.tracking_uri
     if chosen:
         return chosen
