@@ -42,7 +42,12 @@ class WorkerProcess:
                 list(command),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(*pass_fds, control_read, status_write),
-                env={**os.environ, VARIABLE: f"{control_read},{status_write},{drain_seconds:g}"},
+                # requests and workers are what runs in parallel; more threads per prediction only get in their way
+                env={
+                    "OMP_NUM_THREADS": "1",
+                    **os.environ,
+                    VARIABLE: f"{control_read},{status_write},{drain_seconds:g}",
+                },
             )
         except OSError:
             os.close(self._control)

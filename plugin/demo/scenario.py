@@ -129,6 +129,7 @@ def _quiet() -> None:
 
     logging.getLogger(mlflow.__name__).setLevel(logging.ERROR)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # the server starts while January is trained on
     warnings.filterwarnings("ignore", module=r"mlflow|sklearn")
 
 

@@ -17,10 +17,6 @@ from .flights import EVENT_TIME, FEATURES, KEY, LABEL_TIME
 if TYPE_CHECKING:
     import pandas as pd
 
-# A broker stops delivering to a subscription that leaves 50,000 messages unacknowledged, and whoever only reads on the
-# embedded one acknowledges nothing: another subscription takes over long before.
-_ANSWERS_PER_SUBSCRIPTION = 20_000
-
 
 class StreamDoor:
     """One message per flight, keyed by its number; answers are counted where everybody can read them."""
@@ -28,9 +24,7 @@ class StreamDoor:
     def __init__(self, name: str, config: StreamConfig) -> None:
         self.name = name
         self.asked = self.labelled = 0
-        self._config = config
         self._answers = OutputReader(config)
-        self._next_answers: OutputReader | None = None
         self._events = EventPublisher(config)
         self._feedback = EventPublisher(config, config.feedback_topic)
         self._seen: set[str] = set()
@@ -73,22 +67,16 @@ class StreamDoor:
                     f"{self.name} answered {self.answered} of {self.asked} flights, and no more come"
                 )
             time.sleep(0.02)
-        if self._answers.count > _ANSWERS_PER_SUBSCRIPTION and self._next_answers is None:
-            self._next_answers = OutputReader(self._config)
 
     def close(self) -> None:
         self._closing.set()
         self._listener.join()
-        for part in (self._events, self._feedback, self._answers, self._next_answers):
-            if part is not None:
-                part.__exit__(None, None, None)
+        for part in (self._events, self._feedback, self._answers):
+            part.__exit__(None, None, None)
 
     def _listen(self) -> None:
         try:
             while not self._closing.is_set():
                 self._seen.update(answer["client_request_id"] for answer in self._answers.receive())
-                if self._next_answers is not None:
-                    self._answers.__exit__(None, None, None)
-                    self._answers, self._next_answers = self._next_answers, None
         except Exception as error:  # noqa: BLE001 - raised where somebody waits
             self._trouble = error
