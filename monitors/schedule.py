@@ -6,6 +6,7 @@ be kept in a database and so that this room need not know who owns them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,15 +100,34 @@ class Schedule:
         return bool(have != (f"{wanted.cron} {wanted.timezone}", wanted.target, wanted.arguments))
 
 
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+
 def cron_trigger(cron: str, timezone: str = "UTC") -> Any:
     """Return the trigger of a cron line of five fields; raises BadInput that names the line or the zone."""
     from apscheduler.triggers.cron import CronTrigger
 
     try:
-        return CronTrigger.from_crontab(cron, ZoneInfo(timezone))
+        return CronTrigger.from_crontab(_with_weekday_names(cron), ZoneInfo(timezone))
     except (ZoneInfoNotFoundError, ValueError) as error:
         what = f"time zone {timezone!r}" if isinstance(error, ZoneInfoNotFoundError) else f"schedule {cron!r}"
         raise BadInput(
             f'{what} cannot be read: {error}; write a cron line of five fields, such as "0 3 * * *", and a time zone '
             'such as "Europe/Berlin"'
         ) from None
+
+
+def _with_weekday_names(cron: str) -> str:
+    """Replace the numbers of the fifth field by names: cron counts from Sunday, APScheduler from Monday."""
+    *others, weekdays = cron.split()
+    return " ".join([*others, ",".join(_weekday_names(part) for part in weekdays.split(","))])
+
+
+def _weekday_names(part: str) -> str:
+    found = re.fullmatch(r"([0-7])(?:-([0-7]))?(?:/([1-7]))?", part)
+    if found is None:
+        return part
+    first, last = int(found[1]), int(found[2] or (6 if found[3] else found[1]))
+    if first > last:
+        raise ValueError(f"weekdays {part} run backwards")
+    return ",".join(_WEEKDAYS[day % 7] for day in range(first, last + 1, int(found[3] or 1)))

@@ -102,7 +102,7 @@ def _chosen_tracking_uri(home: Home) -> str:
     if "mlflow" in sys.modules:
         import mlflow  # waits for another thread that is just importing it
 
-        if mlflow.is_tracking_uri_set():
+        if mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
             return str(mlflow.get_tracking_uri())
     chosen = os.environ.get("MLFLOW_TRACKING_URI") or home.tracking_uri
     if chosen:

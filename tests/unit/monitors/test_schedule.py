@@ -75,3 +75,24 @@ def test_runs_missed_while_nothing_ran_happen_once(
         again.stop()
         first.stop()
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    ("weekdays", "names"),
+    [
+        ("1", {"Monday"}),
+        ("0", {"Sunday"}),
+        ("7", {"Sunday"}),
+        ("1-5", {"Monday", "Tuesday", "Wednesday", "Thursday", "Friday"}),
+        ("0-6/3", {"Sunday", "Wednesday", "Saturday"}),
+        ("6,mon", {"Saturday", "Monday"}),
+    ],
+)
+def test_weekdays_are_counted_as_cron_counts_them(weekdays: str, names: set[str]) -> None:
+    trigger = cron_trigger(f"0 2 * * {weekdays}")
+    moment = datetime(2026, 11, 24, tzinfo=timezone.utc)
+    fired: set[str] = set()
+    for _ in range(8):
+        moment = trigger.get_next_fire_time(None, moment + timedelta(seconds=1))
+        fired.add(f"{moment:%A}")
+    assert fired == names
