@@ -201,7 +201,10 @@ class Home:
         if self._socket_memo.exists():
             return Path(self._socket_memo.read_text())
         key = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{key}"
+        chosen, shortest = (
+            Path(root) / f"flywheel-{os.getuid()}-{key}" for root in (tempfile.gettempdir(), "/tmp")
+        )
+        return chosen if len(os.fsencode(chosen / "s")) <= _SOCKET_PATH_LIMIT else shortest
 
     def _memory(self) -> dict[str, str | None]:
         try:

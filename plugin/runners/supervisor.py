@@ -197,7 +197,7 @@ class SupervisorRunner:
             time.sleep(0.02)
         said = started.stdout.decode(errors="replace").strip().splitlines()
         raise Unavailable(
-            f"supervisord did not start in home {str(self._home.path)!r}: {said[-1] if said else 'it says nothing'}; "
+            f"supervisord did not start in home {str(self._home.path)!r}: {'; '.join(said[-3:]) or 'it says nothing'}; "
             f"its log is {str(self._folder / 'supervisord.log')!r}"
         )
 
