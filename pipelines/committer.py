@@ -29,7 +29,6 @@ from .errors import FlywheelError
 from .ids import stream_position
 from .inference_table import InferenceTable
 from .positions import Positions
-from .schema import TIMESTAMP
 from .spool import (
     FEEDBACK,
     PREDICTIONS,
@@ -39,6 +38,7 @@ from .spool import (
     sealed_segments,
     spooled_models,
 )
+from .spool_rows import Line, line_length, lines_to_table
 
 _log = logging.getLogger(__name__)
 _COMMIT_BYTES = 64 * 1024 * 1024
@@ -115,30 +115,28 @@ class Committer:
         duplicates = 0
         for line in batch.committed_lines():
             _new_rows(line, positions)
-        columns = _Columns()
+        lines: list[Line] = []
         for line in batch.new_lines():
             fresh = _new_rows(line, positions)
-            duplicates += _length(line) - len(fresh)
-            columns.add(line, fresh)
-        rows = columns.to_table(table.predictions.schema())
+            duplicates += line_length(line) - len(fresh)
+            lines.append((line, fresh))
+        rows = lines_to_table(lines, table.predictions.schema(), folder / PREDICTIONS)
         if rows is not None:
             table.append_predictions(rows, batch.transactions)
         positions.save(folder / "positions.json")
         batch.unlink()
-        return CommitReport(rows=columns.rows, segments=len(batch.paths), duplicates=duplicates)
+        return CommitReport(_count(rows), segments=len(batch.paths), duplicates=duplicates)
 
     def _commit_feedback(self, table: InferenceTable, folder: Path) -> CommitReport:
         batch = _Segments.collect(folder, table.feedback)
         if not batch.paths:
             return CommitReport()
-        columns = _Columns()
-        for line in batch.new_lines():
-            columns.add(line, range(_length(line)))
-        rows = columns.to_table(table.feedback.schema())
+        lines: list[Line] = [(line, range(line_length(line))) for line in batch.new_lines()]
+        rows = lines_to_table(lines, table.feedback.schema(), folder)
         if rows is not None:
             table.append_feedback(rows, batch.transactions)
         batch.unlink()
-        return CommitReport(feedback_rows=columns.rows, segments=len(batch.paths))
+        return CommitReport(feedback_rows=_count(rows), segments=len(batch.paths))
 
 
 @dataclass(frozen=True)
@@ -188,48 +186,6 @@ class _Segments:
             path.unlink(missing_ok=True)
 
 
-class _Columns:
-    """Rows of many spool lines, column by column."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._columns: dict[str, list[Any]] = {}
-
-    def add(self, line: Any, keep: range | list[int]) -> None:
-        n = len(keep)
-        if n == 0:
-            return
-        whole = n == _length(line)
-        for name, value in line["k"].items():
-            self._column(name).extend([value] * n)
-        for name, values in line["c"].items():
-            self._column(name).extend(values if whole else [values[i] for i in keep])
-        self.rows += n
-        for column in self._columns.values():
-            column.extend([None] * (self.rows - len(column)))
-
-    def _column(self, name: str) -> list[Any]:
-        return self._columns.setdefault(name, [None] * self.rows)
-
-    def to_table(self, schema: pa.Schema) -> pa.Table | None:
-        """Return an Arrow table in the types of the Delta table, or None without rows."""
-        if not self.rows:
-            return None
-        if "event_time" in schema.names:
-            times = self._columns.get("event_time") or [None] * self.rows
-            pairs = zip(times, self._columns["request_time"], strict=True)
-            self._columns["event_time"] = [asked if time is None else time for time, asked in pairs]
-        return pa.table(
-            {name: _array(values, schema.field(name).type) for name, values in self._columns.items()}
-        )
-
-
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(kind):
-        return pa.array(values, pa.int64()).cast(TIMESTAMP)
-    return pa.array(values, kind)
-
-
 def _lines(path: Path) -> Iterator[Any]:
     """Yield a segment's lines; one that a failing disk garbled is kept aside and said, the rest goes on."""
     try:
@@ -247,6 +203,10 @@ def _lines(path: Path) -> Iterator[Any]:
                 continue
 
 
+def _count(rows: pa.Table | None) -> int:
+    return 0 if rows is None else int(rows.num_rows)
+
+
 def _find_by_name(segments: dict[int, Path], have: int) -> None:
     """Add segments that the listing missed: committing a later one would make the table believe it has them."""
     folder = next(iter(segments.values())).parent
@@ -254,10 +214,6 @@ def _find_by_name(segments: dict[int, Path], have: int) -> None:
         path = folder / f"{number}.seg"
         if path.exists():
             segments[number] = path
-
-
-def _length(line: Any) -> int:
-    return len(next(iter(line["c"].values()), ()))
 
 
 def _new_rows(line: Any, positions: Positions) -> range | list[int]:

@@ -89,13 +89,16 @@ def parse_feedback(
         raise BadInput(
             f"feedback row {number}: give prediction_id or client_request_id, so that the label finds its prediction"
         )
+    source = row.get("source")
+    if source is not None and not isinstance(source, str):
+        raise BadInput(f"feedback row {number}: source must be a string, got {source!r}")
     if ids["prediction_id"] is not None:
         ids["client_request_id"] = None  # the more exact of the two
     return {
         **ids,
         "label": _label(row.get("label"), kind, number),
         "label_time": _label_time(row.get("label_time"), number, now_us),
-        "source": row.get("source"),
+        "source": source,
     }
 
 

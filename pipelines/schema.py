@@ -7,6 +7,7 @@ one (double, float, string, datetime), as MLflow's own signature enforcement doe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -132,9 +133,13 @@ class FeatureSchema:
 
         Raises BadInput that names the column, the type found and the type expected.
         """
-        present = set(table.column_names)
+        present = Counter(table.column_names)
         arrays = []
         for feature in self.features:
+            if present[feature.name] > 1:
+                raise BadInput(
+                    f"column {feature.name!r} is there {present[feature.name]} times; keep one of them"
+                )
             if feature.name in present:
                 arrays.append(_cast(feature, table.column(feature.name)))
             elif feature.required:

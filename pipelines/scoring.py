@@ -88,7 +88,8 @@ class ScoredBatch:
         if self.predictions.proba is not None:
             data["prediction_proba"] = self.predictions.proba
         for feature, column in zip(self.schema.features, self.request.features.columns, strict=True):
-            data[FEATURE_PREFIX + feature.name] = column.cast(feature.table_type)
+            # not safe: an integer beyond 2**53 is logged as the nearest double
+            data[FEATURE_PREFIX + feature.name] = column.cast(feature.table_type, safe=False)
         return pa.table(data)
 
     def _event_times(self, request_times: pa.Array) -> pa.Array:

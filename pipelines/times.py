@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def parse_time(value: Any) -> datetime:
-    """Read ISO 8601 (naive means UTC), milliseconds since 1970, or a datetime; the answer is aware.
+    """Read ISO 8601 (naive means UTC), milliseconds since 1970, a date or a datetime; the answer is aware.
 
     Raises ValueError for anything else.
     """
     if isinstance(value, str):
         value = datetime.fromisoformat(value.replace("Z", "+00:00").replace("z", "+00:00"))
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    try:
+        if isinstance(value, datetime):
+            return (
+                value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+            )
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             return EPOCH + timedelta(milliseconds=value)
-        except OverflowError:
-            raise ValueError(value) from None
+    except OverflowError:  # a time before the year 1 or after 9999
+        raise ValueError(value) from None
     raise ValueError(value)

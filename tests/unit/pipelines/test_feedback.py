@@ -38,6 +38,7 @@ def test_labels_take_the_type_of_the_predictions(label: Any, kind: str, kept: An
         ({"prediction_id": 5, "label": 1}, "prediction_id must be a non-empty string"),
         ({"prediction_id": "p", "label": 1, "label_tine": "x"}, "did you mean 'label_time'"),
         ({"prediction_id": "p", "label": 1, "label_time": "noon"}, "label_time must be ISO 8601"),
+        ({"prediction_id": "p", "label": 1, "source": {"a": 1}}, "source must be a string"),
         (["p", 1], "must be an object"),
     ],
 )
