@@ -5,55 +5,29 @@ It runs under any WSGI server. A scored request is in the spool before its answe
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import new_prediction_ids
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
+from .gate import Gate
 from .metrics import CONTENT_TYPE, WebMetrics
 from .openapi import document
-from .parsing import Parser
+from .parsing import Parser, read_json
 
+_log = logging.getLogger(__name__)
 _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
 # MLflow's scoring server uses this name where its registry says INVALID_PARAMETER_VALUE
 _BAD_REQUEST = "BAD_REQUEST"
 _HTTP_CODES = {404: "ENDPOINT_NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "REQUEST_TOO_LARGE"}
-
-
-class Busy(Unavailable):
-    """More requests are waiting than the deployment allows."""
-
-    http_status = 429
-    error_code = "RESOURCE_EXHAUSTED"
-
-
-class Gate:
-    """Lets a few requests score at once and a bounded number wait; the others are told to come back."""
-
-    def __init__(self, inside: int, waiting: int) -> None:
-        self._slots = threading.BoundedSemaphore(inside)
-        self._places = threading.BoundedSemaphore(inside + waiting)
-        self._waiting = waiting
-
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Hold a slot. Raises Busy when too many wait already."""
-        if not self._places.acquire(blocking=False):
-            raise Busy(f"{self._waiting} requests are waiting already (max_queue); try again in a second")
-        try:
-            with self._slots:
-                yield
-        finally:
-            self._places.release()
 
 
 def create_app(
@@ -74,21 +48,28 @@ def create_app(
     def invocations() -> Response:
         with metrics.request() as counted:
             try:
-                with gate.enter():
-                    rows = parser.parse(request.get_data(cache=False), request.headers.get("Content-Type"))
-                    ids = new_prediction_ids(rows.features.num_rows)
-                    asked = Request(rows.features, ids, rows.client_request_ids, rows.event_times)
-                    scored = core.score(asked, rows.params)
-                counted.status, counted.rows = 200, len(ids)
-                return _json({"predictions": scored.predictions.native, "prediction_ids": ids})
+                length = request.content_length
+                with gate.place(max_body_bytes if length is None else min(length, max_body_bytes)):
+                    body = _body(max_body_bytes)  # before the slot: a slow sender holds up nobody
+                    with gate.slot():
+                        answer = score(body, request.headers.get("Content-Type"))
+                counted.status, counted.rows = 200, len(answer["prediction_ids"])
+                return _json(answer)
             except (FlywheelError, HTTPException) as error:
                 refusal = _refuse(error)
                 counted.status = refusal.status_code
                 return refusal
 
+    def score(body: bytes, content_type: str | None) -> dict[str, list[Any]]:
+        rows = parser.parse(body, content_type)
+        ids = new_prediction_ids(rows.features.num_rows)
+        asked = Request(rows.features, ids, rows.client_request_ids, rows.event_times)
+        scored = core.score(asked, rows.params)
+        return {"predictions": scored.predictions.native, "prediction_ids": ids}
+
     @app.post("/feedback")
     def feedback() -> Response:
-        return _json({"accepted": labels.submit(_feedback_rows(request.get_data(cache=False)))})
+        return _json({"accepted": labels.submit(_feedback_rows(_body(max_body_bytes)))})
 
     for path in ("/ping", "/health"):
         app.add_url_rule(path, path, lambda: Response("\n", mimetype="application/json"))
@@ -107,11 +88,16 @@ def create_app(
     return app
 
 
+def _body(limit: int) -> bytes:
+    """Read the request's body. Raises RequestEntityTooLarge."""
+    body = request.get_data(cache=False)
+    if request.content_length is None and len(body) >= limit:  # Werkzeug cuts it there without a word
+        raise RequestEntityTooLarge()
+    return body
+
+
 def _feedback_rows(body: bytes) -> list[Any]:
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not JSON: {error}") from None
+    data = read_json(body)
     if isinstance(data, dict) and set(data) == {"feedback"}:
         data = data["feedback"]
     elif isinstance(data, dict):
@@ -152,9 +138,7 @@ def _refuse(error: FlywheelError | HTTPException) -> Response:
 
 def _confess(error: Exception) -> Response:
     """Answer for a mistake of ours: the log has the traceback, the caller does not."""
-    import logging
-
-    logging.getLogger(__name__).error("request failed", exc_info=error)
+    _log.error("request failed", exc_info=error)
     return _json(
         {"error_code": "INTERNAL_ERROR", "message": "the service made a mistake; its log says more"}, 500
     )

@@ -7,6 +7,7 @@ a JSON body may carry `client_request_id` and `event_time`, one for all rows or 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,18 +69,35 @@ class Parser:
         kind = _media_type(content_type)
         if kind == JSON:
             return self._parse_json(body)
-        table = _read_csv(body, self._schema) if kind == CSV else _read_parquet(body)
+        table = self._read_csv(body) if kind == CSV else self._read_parquet(body)
+        columns = [_column(table, name) for name in (self._id_column, self._timestamp_column)]
+        return Rows(self._schema.from_table(table), _ids(columns[0]), _times(columns[1]), None)
+
+    def _read_csv(self, body: bytes) -> pa.Table:
+        types = {feature.name: feature.arrow_type for feature in self._schema.features}
+        if self._id_column is not None:
+            types.setdefault(self._id_column, pa.string())  # "007" is not 7
+        try:
+            table = pyarrow.csv.read_csv(
+                io.BytesIO(body),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
+            )
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise BadInput(f"the body is not CSV that fits the model: {error}") from None
         self._check_count(table.num_rows)
-        names = table.column_names
-        ids = table.column(self._id_column).to_pylist() if self._id_column in names else None
-        times = table.column(self._timestamp_column).to_pylist() if self._timestamp_column in names else None
-        return Rows(self._schema.from_table(table), _ids(ids), _times(times), None)
+        return table
+
+    def _read_parquet(self, body: bytes) -> pa.Table:
+        try:
+            file = pq.ParquetFile(io.BytesIO(body))
+            self._check_count(file.metadata.num_rows)  # before a small body becomes many rows
+            wanted = {*self._schema.names, self._id_column, self._timestamp_column}
+            return file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
+        except (pa.ArrowException, OSError) as error:
+            raise BadInput(f"the body is not Parquet: {error}") from None
 
     def _parse_json(self, body: bytes) -> Rows:
-        try:
-            data = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadInput(f"the body is not JSON: {error}") from None
+        data = read_json(body)
         given = [name for name in _FORMATS if isinstance(data, dict) and name in data]
         if len(given) != 1:
             found = f"the keys {list(data)}" if isinstance(data, dict) else f"a JSON {type(data).__name__}"
@@ -109,6 +127,19 @@ class Parser:
             )
 
 
+def read_json(body: bytes) -> Any:
+    """Parse JSON, also with the NaN and Infinity that Python's own writer makes of floats. Raises BadInput."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        try:
+            data = json.loads(body)
+            orjson.dumps(data)  # refuses what could not be logged: lone surrogates, numbers of any length
+            return data
+        except (ValueError, TypeError, RecursionError):
+            raise BadInput(f"the body is not JSON: {error}") from None
+
+
 def _media_type(content_type: str | None) -> str:
     """Return what the body is; a caller that does not say is taken to send JSON."""
     kind, *parameters = [part.strip() for part in (content_type or JSON).split(";")]
@@ -135,6 +166,11 @@ def _from_split(data: Any, schema: FeatureSchema) -> _Columns:
     names = data.get("columns", list(schema.names))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput("dataframe_split: columns must be a list of names")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(
+            f"dataframe_split: column {twice!r} is there {names.count(twice)} times; keep one of them"
+        )
     return _from_rows(data["data"], names, "dataframe_split")
 
 
@@ -146,15 +182,17 @@ def _from_records(data: Any, schema: FeatureSchema, what: str = "dataframe_recor
     return {name: [row.get(name) for row in data] for name in names}, len(data)
 
 
-def _from_instances(data: Any, schema: FeatureSchema) -> _Columns:
+def _from_instances(data: Any, schema: FeatureSchema, what: str = "instances") -> _Columns:
     if isinstance(data, list) and data and isinstance(data[0], dict):
-        return _from_records(data, schema, "instances")
-    return _from_rows(data, list(schema.names), "instances")
+        return _from_records(data, schema, what)
+    if isinstance(data, list) and len(schema.names) == 1 and not any(isinstance(row, list) for row in data):
+        return {schema.names[0]: data}, len(data)
+    return _from_rows(data, list(schema.names), what)
 
 
 def _from_inputs(data: Any, schema: FeatureSchema) -> _Columns:
     if not isinstance(data, dict):
-        return _from_instances(data, schema)
+        return _from_instances(data, schema, "inputs")
     columns: dict[str, Sequence[Any]] = {
         name: values if isinstance(values, list) else [values] for name, values in data.items()
     }
@@ -184,22 +222,12 @@ _READERS = {
 }
 
 
-def _read_csv(body: bytes, schema: FeatureSchema) -> pa.Table:
-    types = {feature.name: feature.arrow_type for feature in schema.features}
-    try:
-        return pyarrow.csv.read_csv(
-            io.BytesIO(body),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
-        )
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise BadInput(f"the body is not CSV that fits the model: {error}") from None
-
-
-def _read_parquet(body: bytes) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(body))
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"the body is not Parquet: {error}") from None
+def _column(table: pa.Table, name: str | None) -> list[Any] | None:
+    """Return a column's values, None when it is not there."""
+    found = table.column_names.count(name)
+    if found > 1:
+        raise BadInput(f"column {name!r} is there {found} times; keep one of them")
+    return table.column(name).to_pylist() if found else None
 
 
 def _per_row(value: Any, name: str, n: int) -> list[Any] | None:

@@ -24,8 +24,9 @@ from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
-from .app import Gate, create_app
+from .app import create_app
 from .drain import Drain
+from .gate import Gate
 from .metrics import WebMetrics
 from .parsing import Parser
 from .server import serve
@@ -80,7 +81,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             core,
             Parser(scorer.schema, config.max_rows, config.id_column, config.timestamp_column),
             labels=labels,
-            gate=Gate(config.threads, config.max_queue),
+            gate=Gate(config.threads, config.max_queue, config.max_body_bytes),
             metrics=metrics,
             max_body_bytes=config.max_body_bytes,
             mlflow_version=mlflow.__version__,

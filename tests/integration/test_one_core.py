@@ -30,7 +30,8 @@ from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.stream.client import publish_and_wait
 from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat
-from mlflow_flywheel.pipelines.web.app import Gate, create_app
+from mlflow_flywheel.pipelines.web.app import create_app
+from mlflow_flywheel.pipelines.web.gate import Gate
 from mlflow_flywheel.pipelines.web.metrics import WebMetrics
 from mlflow_flywheel.pipelines.web.parsing import Parser
 

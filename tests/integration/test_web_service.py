@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -99,6 +101,55 @@ def test_what_does_not_fit_is_refused_in_words(
     assert (response.status_code, set(response.json())) == (status, {"error_code", "message"})
     assert words in response.json()["message"]
     assert "Traceback" not in response.text
+
+
+def test_a_body_of_unknown_length_is_bounded_too(service: WebService, model: ZooModel) -> None:
+    def chunks(n: int) -> Iterator[bytes]:
+        yield json.dumps(
+            {"dataframe_records": json.loads(model.rows.head(1).to_json(orient="records"))}
+        ).encode()
+        for _ in range(n):
+            yield b" " * 1_000
+
+    headers = {"Content-Type": "application/json"}
+    for n, status in ((5, 200), (50, 413)):
+        answer = requests.post(f"{service.url}/invocations", data=chunks(n), headers=headers, timeout=30)
+        assert answer.status_code == status
+
+
+def test_callers_that_send_slowly_hold_up_nobody(service: WebService, model: ZooModel) -> None:
+    address = urlsplit(service.url)
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    records = json.loads(model.rows.head(1).to_json(orient="records"))
+    with ExitStack() as slow:
+        for _ in range(3 * 8):  # more than both workers' threads
+            caller = socket.create_connection((str(address.hostname), int(address.port or 0)))
+            slow.enter_context(caller).sendall(head)
+        for _ in range(5):
+            answer = requests.post(
+                f"{service.url}/invocations", json={"dataframe_records": records}, timeout=10
+            )
+            assert answer.status_code == 200
+
+
+def test_values_at_the_ends_of_their_types_reach_the_table(service: WebService) -> None:
+    row = {
+        "carrier": "\u0000\U0001f6eb",
+        "distance": 2**62 + 1,
+        "temp": -1e308,
+        "holiday": True,
+        "order": "edge",
+    }
+    body = {"dataframe_records": [row] * 2, "event_time": ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]}
+    answer = requests.post(f"{service.url}/invocations", json=body, timeout=30)
+    assert answer.status_code == 200
+
+    def logged() -> list[dict[str, object]]:
+        return [row for row in _table(service).read().to_pylist() if row["client_request_id"] == "edge"]
+
+    rows = eventually(logged)
+    assert {row["prediction_id"] for row in rows} == set(answer.json()["prediction_ids"])
+    assert [row["feature.distance"] for row in rows] == [float(2**62)] * 2
 
 
 def test_the_other_routes(service: WebService) -> None:

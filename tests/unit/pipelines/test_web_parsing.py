@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from support.cores import SCHEMA
 
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.web.parsing import Parser, Rows, TooManyRows, UnsupportedMediaType
 
 ROWS = [{"x": 1.0, "city": "Rome"}, {"x": 2.0, "city": None}]
@@ -103,3 +105,48 @@ def test_bodies_of_other_kinds_and_sizes_are_refused() -> None:
     for kind in ("text/html", "application/json; charset=latin-1", "application/json; version=2"):
         with pytest.raises(UnsupportedMediaType):
             PARSER.parse(b"{}", kind)
+
+
+def test_csv_ids_stay_as_they_are_written_and_dates_are_times() -> None:
+    rows = PARSER.parse(b"order,at,city,x\n007,2013-02-01,Rome,1\n2013-02-01,2013-02-02,,2\n", "text/csv")
+    assert rows.client_request_ids == ["007", "2013-02-01"]
+    assert rows.event_times == [datetime(2013, 2, day, tzinfo=timezone.utc) for day in (1, 2)]
+
+
+@pytest.mark.parametrize("name", ["x", "order"])
+def test_a_column_that_is_there_twice_is_refused_where_it_matters(name: str) -> None:
+    names = ["x", "city", "order", "other", "other", name]
+    table = pa.table([[1.0], ["Rome"], ["a"], [1], [2], [2.0]], names=names)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    csv = (",".join(names) + "\n1,Rome,a,1,2,3\n").encode()
+    for body, kind in ((sink.getvalue(), "application/x-parquet"), (csv, "text/csv")):
+        with pytest.raises(BadInput):
+            PARSER.parse(body, kind)
+    with pytest.raises(BadInput, match="'x' is there 2 times"):
+        _json(dataframe_split={"columns": ["x", "city", "x"], "data": [[1, "Rome", 2]]})
+    without = csv.replace(f",{name}\n".encode(), b",more\n")
+    assert PARSER.parse(without, "text/csv").client_request_ids == ["a"]
+
+
+def test_nan_and_infinity_as_python_writes_them_are_taken() -> None:
+    body = b'{"dataframe_records": [{"x": NaN, "city": "a"}, {"x": -Infinity, "city": null}]}'
+    first, second = PARSER.parse(body, None).features.column("x").to_pylist()
+    assert math.isnan(first) and second == -math.inf
+
+
+@pytest.mark.parametrize("name", ["instances", "inputs"])
+def test_a_model_of_one_feature_takes_a_plain_list(name: str) -> None:
+    parser = Parser(FeatureSchema([Feature("x", "double")]), max_rows=3)
+    body = orjson.dumps({name: [1, 2.5, None]})
+    assert parser.parse(body, None).features.column("x").to_pylist() == [1.0, 2.5, None]
+    with pytest.raises(BadInput, match="feature 'x' must be double, got str 'a'"):
+        parser.parse(orjson.dumps({name: [1, "a"]}), None)
+
+
+def test_a_small_parquet_body_of_many_rows_is_refused_before_it_is_read() -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": [1.0] * 1_000_000, "city": ["Rome"] * 1_000_000}), sink)
+    assert len(sink.getvalue()) < 10_000
+    with pytest.raises(TooManyRows, match="1000000 rows"):
+        PARSER.parse(sink.getvalue(), "application/x-parquet")

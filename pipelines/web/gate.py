@@ -1,0 +1,56 @@
+"""The bounded queue in front of a worker's model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow_flywheel.pipelines.errors import Unavailable
+
+_WAITING_BYTES = 64 * 1024 * 1024
+
+
+class Busy(Unavailable):
+    """More requests are waiting than the deployment allows."""
+
+    http_status = 429
+    error_code = "RESOURCE_EXHAUSTED"
+
+
+class Gate:
+    """Lets `inside` requests score at once and `waiting` more wait; the others are told to come back.
+
+    What all of them hold in bodies is bounded too, so that waiting never grows the memory: to 64 MiB, or to `inside`
+    bodies of the largest size when that is more.
+    """
+
+    def __init__(self, inside: int, waiting: int, max_body_bytes: int = 0) -> None:
+        self._slots = threading.BoundedSemaphore(inside)
+        self._lock = threading.Lock()
+        self._waiting = waiting
+        self._places = inside + waiting
+        self._bytes = max(_WAITING_BYTES, inside * max_body_bytes)
+
+    @contextmanager
+    def place(self, size: int) -> Iterator[None]:
+        """Hold a place for a body of `size` bytes. Raises Busy when too many wait already."""
+        with self._lock:
+            if self._places == 0:
+                raise Busy(f"{self._waiting} requests are waiting already (max_queue); try again in a second")
+            if size > self._bytes:
+                raise Busy("the bodies of waiting requests take all the room there is; try again in a second")
+            self._places -= 1
+            self._bytes -= size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._places += 1
+                self._bytes += size
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the few slots in which requests are scored, waiting until one is free."""
+        with self._slots:
+            yield
