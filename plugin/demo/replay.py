@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from mlflow_flywheel.pipelines.errors import FlywheelError, Unavailable
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
 from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.daemon import waiting_bytes
 
 from .clock import SimulatedDay, days_of, landing_after
 from .doors import Doors
@@ -106,6 +107,7 @@ class Replay:
         start, end = span if span is not None else (None, None)
         deadline, before = time.monotonic() + _TABLE_SECONDS, (-1, -1)
         while True:
+            self._wait_for_spool()
             counts = self._table.counts(start=start, end=end)
             found = (counts.rows, counts.labelled)
             if found[0] >= rows and found[1] >= labels:
@@ -119,6 +121,12 @@ class Replay:
                     "labels, and no more come"
                 )
             time.sleep(0.2)
+
+    def _wait_for_spool(self) -> None:
+        """Wait until what is in the spool now is committed, which is cheaper to see than to count."""
+        deadline = time.monotonic() + _TABLE_SECONDS
+        while waiting_bytes(self._context.home.spool) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _expected(self, span: tuple[datetime, datetime] | None) -> tuple[int, int]:
         if span is None:

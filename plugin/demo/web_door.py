@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 import requests
 from requests.adapters import HTTPAdapter
@@ -41,11 +44,10 @@ class WebDoor:
         return self._answered
 
     def ask(self, day: date, flights: pd.DataFrame) -> None:
-        hours = flights.groupby(flights[EVENT_TIME].dt.floor("h"), sort=True)
-        bodies = []
-        for _, hour in hours:
-            split = {"columns": COLUMNS, "data": _values(hour)}
-            bodies.append((orjson.dumps({"dataframe_split": split}), len(hour)))
+        bodies = [
+            (orjson.dumps({"dataframe_split": {"columns": COLUMNS, "data": hour}}), len(hour))
+            for hour in _by_hour(flights)
+        ]
         self.asked += len(flights)
         for n in self._callers.map(lambda one: self._predict(*one), bodies):
             self._answered += n
@@ -90,10 +92,14 @@ class WebDoor:
             time.sleep(_seconds(response.headers.get("Retry-After")))
 
 
-def _values(flights: pd.DataFrame) -> list[list[Any]]:
-    frame = flights[list(COLUMNS)].copy()
-    frame[EVENT_TIME] = [moment.isoformat() for moment in frame[EVENT_TIME]]
-    return frame.to_numpy(dtype=object).tolist()
+def _by_hour(flights: pd.DataFrame) -> Iterator[list[list[Any]]]:
+    """Yield the rows of each scheduled hour; the flights are in their order."""
+    hours = flights[EVENT_TIME].dt.floor("h").to_numpy()
+    frame = flights[list(COLUMNS)].assign(**{EVENT_TIME: flights[EVENT_TIME].map(lambda m: m.isoformat())})
+    rows: list[list[Any]] = frame.to_numpy(dtype=object).tolist()
+    starts = [0, *(np.flatnonzero(hours[1:] != hours[:-1]) + 1), len(rows)]
+    for start, end in itertools.pairwise(map(int, starts)):
+        yield rows[start:end]
 
 
 def _seconds(text: str | None) -> float:
