@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
-from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.generations import Generations
 from mlflow_flywheel.pipelines.worker_process import Generation
 
@@ -26,12 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mlflow_flywheel.pipelines.web")
     parser.add_argument("--config", type=Path, required=True, help="configuration file (WebConfig as JSON)")
     config_path = parser.parse_args(arguments).config
-    read = partial(load_config, WebConfig)
     try:
-        config = read(config_path)
+        config = load_config(WebConfig, config_path)
         start_anew(config.status_file)
         with listen(config.host, config.port) as listener:
             descriptor = listener.fileno()
+
+            def read(path: Path) -> WebConfig:
+                new = load_config(WebConfig, path)
+                if (new.host, new.port) != (config.host, config.port):
+                    raise BadInput(
+                        f"{url_of(listener)} cannot become {new.host}:{new.port} while it serves; stop this process and "
+                        "start it again"
+                    )
+                return new
 
             def command(generation: Generation, index: int) -> list[str]:
                 module = "mlflow_flywheel.pipelines.web.worker"

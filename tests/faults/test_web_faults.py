@@ -59,6 +59,9 @@ def test_a_killed_worker_is_back_and_every_answer_is_in_the_table(
                 service.wait_serving("1", 2)
         # only the callers whose very request was in the killed worker may have seen it
         assert len(callers.failures) <= 2 * callers.count
+        assert not [
+            failure for failure in callers.failures if failure.startswith("KeyError")
+        ]  # refused, not cut off
     logged = _table_ids(service)
     assert len(logged) == len(set(logged))
     assert {name for answer in callers.answers for name in answer} <= set(logged)
@@ -69,7 +72,7 @@ def test_a_version_takes_over_without_a_failed_request(versions: list[ZooModel],
     with running_web(config, tmp_path) as service:
         service.wait_serving("1", 2)
         with Callers(service.url, BODY, 16) as callers:
-            for version in (2, 1, 2):
+            for version in (2, 1):
                 callers.answered(100)
                 old = service.status().serving
                 config.model_copy(update={"model": versions[version - 1].ref}).save(service.config_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from support.waiting import eventually
 from support.web import WebService, running_web, web_config
 
 from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
 
@@ -176,6 +178,18 @@ def test_counts_are_right_over_all_workers(service: WebService) -> None:
     for _ in range(20):
         requests.post(f"{service.url}/invocations", data=b"x", headers={"Content-Type": "a/b"}, timeout=30)
     assert counted() == before + 20
+
+
+def test_another_address_is_refused_while_serving(service: WebService, model: ZooModel) -> None:
+    before = service.config_file.read_bytes()
+    load_config(WebConfig, service.config_file).model_copy(update={"port": 5}).save(service.config_file)
+    service.process.send_signal(signal.SIGHUP)
+    failed = eventually(lambda: service.status().failed)
+    assert failed is not None and "cannot become 127.0.0.1:5 while it serves" in failed.error
+    service.config_file.write_bytes(before)
+    service.process.send_signal(signal.SIGHUP)
+    eventually(lambda: service.status().failed is None)
+    service.wait_serving(model.ref.version, 2)
 
 
 def test_a_port_in_use_is_named(model: ZooModel, tmp_path: Path) -> None:
