@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.util import Finalize
 from typing import Any
 
 from mlflow_flywheel.pipelines.errors import FlywheelError, Unavailable
@@ -141,6 +142,8 @@ def _begin() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Two ways to notice: an idle child reads the end of its queue, and may be gone before the watching thread ran.
+    Finalize(None, os.killpg, (0, signal.SIGKILL), exitpriority=0)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
 
 
