@@ -1,4 +1,4 @@
-"""From a request's body to rows that fit the model: MLflow's scoring protocol, and the two things it lacks.
+"""From a request's body to rows: MLflow's scoring protocol, and the two things it lacks.
 
 Accepted: JSON with exactly one of dataframe_split, dataframe_records, instances, inputs; CSV; Parquet. Besides `params`
 a JSON body may carry `client_request_id` and `event_time`, one for all rows or a list with one per row.
@@ -41,12 +41,19 @@ class TooManyRows(BadInput):
 
 @dataclass(frozen=True)
 class Rows:
-    """What a caller asked: rows that fit the model, and what it said of each."""
+    """What a caller asked: `count` rows as it sent them, and what it said of each."""
 
-    features: pa.RecordBatch | pa.Table
+    columns: Mapping[str, Sequence[Any]] | pa.Table
+    count: int
     client_request_ids: list[str | None] | None
     event_times: list[datetime | None] | None
     params: Mapping[str, Any] | None
+
+    def features(self, schema: FeatureSchema) -> pa.RecordBatch | pa.Table:
+        """Return the rows as the model takes them. Raises BadInput that names what does not fit."""
+        if isinstance(self.columns, pa.Table):
+            return schema.from_table(self.columns)
+        return schema.from_columns(self.columns, self.count)
 
 
 class Parser:
@@ -71,7 +78,7 @@ class Parser:
             return self._parse_json(body)
         table = self._read_csv(body) if kind == CSV else self._read_parquet(body)
         columns = [_column(table, name) for name in (self._id_column, self._timestamp_column)]
-        return Rows(self._schema.from_table(table), _ids(columns[0]), _times(columns[1]), None)
+        return Rows(table, table.num_rows, _ids(columns[0]), _times(columns[1]), None)
 
     def _read_csv(self, body: bytes) -> pa.Table:
         types = {feature.name: feature.arrow_type for feature in self._schema.features}
@@ -112,7 +119,8 @@ class Parser:
         ids = _per_row(data.get("client_request_id"), "client_request_id", n)
         times = _per_row(data.get("event_time"), "event_time", n)
         return Rows(
-            self._schema.from_columns(columns, n),
+            columns,
+            n,
             _ids(ids if ids is not None else columns.get(self._id_column or "")),
             _times(times if times is not None else columns.get(self._timestamp_column or "")),
             params,

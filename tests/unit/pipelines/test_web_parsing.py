@@ -51,7 +51,7 @@ def _parquet() -> bytes:
     ],
 )
 def test_every_format_gives_the_same_rows(body: bytes, content_type: str | None) -> None:
-    assert PARSER.parse(body, content_type).features.to_pylist() == ROWS
+    assert PARSER.parse(body, content_type).features(SCHEMA).to_pylist() == ROWS
 
 
 def test_ids_and_times_come_beside_the_rows_or_from_named_columns() -> None:
@@ -86,7 +86,7 @@ def test_ids_and_times_come_beside_the_rows_or_from_named_columns() -> None:
 )
 def test_a_body_that_does_not_fit_is_refused_with_the_reason(body: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInput) as caught:
-        _json(**body)
+        _json(**body).features(SCHEMA)
     assert complaint in caught.value.message
     assert caught.value.http_status == 400
 
@@ -122,7 +122,7 @@ def test_a_column_that_is_there_twice_is_refused_where_it_matters(name: str) -> 
     csv = (",".join(names) + "\n1,Rome,a,1,2,3\n").encode()
     for body, kind in ((sink.getvalue(), "application/x-parquet"), (csv, "text/csv")):
         with pytest.raises(BadInput):
-            PARSER.parse(body, kind)
+            PARSER.parse(body, kind).features(SCHEMA)
     with pytest.raises(BadInput, match="'x' is there 2 times"):
         _json(dataframe_split={"columns": ["x", "city", "x"], "data": [[1, "Rome", 2]]})
     without = csv.replace(f",{name}\n".encode(), b",more\n")
@@ -131,17 +131,18 @@ def test_a_column_that_is_there_twice_is_refused_where_it_matters(name: str) -> 
 
 def test_nan_and_infinity_as_python_writes_them_are_taken() -> None:
     body = b'{"dataframe_records": [{"x": NaN, "city": "a"}, {"x": -Infinity, "city": null}]}'
-    first, second = PARSER.parse(body, None).features.column("x").to_pylist()
+    first, second = PARSER.parse(body, None).features(SCHEMA).column("x").to_pylist()
     assert math.isnan(first) and second == -math.inf
 
 
 @pytest.mark.parametrize("name", ["instances", "inputs"])
 def test_a_model_of_one_feature_takes_a_plain_list(name: str) -> None:
-    parser = Parser(FeatureSchema([Feature("x", "double")]), max_rows=3)
+    schema = FeatureSchema([Feature("x", "double")])
+    parser = Parser(schema, max_rows=3)
     body = orjson.dumps({name: [1, 2.5, None]})
-    assert parser.parse(body, None).features.column("x").to_pylist() == [1.0, 2.5, None]
+    assert parser.parse(body, None).features(schema).column("x").to_pylist() == [1.0, 2.5, None]
     with pytest.raises(BadInput, match="feature 'x' must be double, got str 'a'"):
-        parser.parse(orjson.dumps({name: [1, "a"]}), None)
+        parser.parse(orjson.dumps({name: [1, "a"]}), None).features(schema)
 
 
 def test_a_small_parquet_body_of_many_rows_is_refused_before_it_is_read() -> None:
