@@ -65,6 +65,9 @@ class WebConfig(WorkerConfig):
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024)
     max_rows: int = Field(10_000, ge=1)
     max_queue: int = Field(256, ge=1, description="requests waiting beyond this many get 429")
+    max_batch_size: int = Field(256, ge=1, description="most rows of different requests scored together")
+    batch_wait_ms: float = Field(0.0, ge=0, le=1000)
+    timeout_seconds: float = Field(60.0, gt=0, le=3600, description="a later answer is a 504")
 
 
 class StreamConfig(WorkerConfig):

@@ -36,6 +36,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.values)
 
+    def slice(self, start: int, end: int) -> Predictions:
+        """Return the rows from `start` to before `end`."""
+        proba = None if self.proba is None else self.proba.slice(start, end - start)
+        return Predictions(self.values.slice(start, end - start), proba, self.native[start:end])
+
 
 class Scorer:
     """One loaded model version. Safe to call from several threads at once."""

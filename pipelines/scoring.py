@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ class Request:
     """Rows to score: features that fit the schema, one id per row, and what the caller knows of each row.
 
     `client_request_ids` and `event_times` have one entry per row, or are None; naive times are not accepted.
+    `request_times` is given where rows were asked for at different times, and stands for `request_time` then.
     """
 
     features: pa.RecordBatch | pa.Table
@@ -34,6 +35,18 @@ class Request:
     client_request_ids: Sequence[str | None] | None = None
     event_times: Sequence[datetime | None] | None = None
     request_time: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    request_times: Sequence[datetime] | None = None
+
+    def slice(self, start: int, end: int) -> Request:
+        """Return the rows from `start` to before `end`."""
+        return replace(
+            self,
+            features=self.features.slice(start, end - start),
+            prediction_ids=self.prediction_ids[start:end],
+            client_request_ids=_part(self.client_request_ids, start, end),
+            event_times=_part(self.event_times, start, end),
+            request_times=_part(self.request_times, start, end),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,11 @@ class ScoredBatch:
     def prediction_ids(self) -> Sequence[str]:
         return self.request.prediction_ids
 
+    def slice(self, start: int, end: int) -> ScoredBatch:
+        """Return the rows from `start` to before `end`."""
+        part = self.predictions.slice(start, end)
+        return ScoredBatch(self.request.slice(start, end), part, self.constants, self.schema)
+
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns that vary by row as JSON-ready lists; times are microseconds since 1970 UTC."""
         request = self.request
@@ -56,6 +74,8 @@ class ScoredBatch:
             "prediction_id": list(request.prediction_ids),
             "prediction": self.predictions.values.to_pylist(),
         }
+        if request.request_times is not None:
+            columns["request_time"] = [microseconds(time) for time in request.request_times]
         if request.client_request_ids is not None:
             columns["client_request_id"] = list(request.client_request_ids)
         if request.event_times is not None:
@@ -73,8 +93,12 @@ class ScoredBatch:
     def rows(self) -> pa.Table:
         """Return the rows as an Arrow table with the inference table's columns."""
         n = len(self.predictions)
-        request_time = self.constants["request_time"]
-        times = pa.array([request_time] * n, pa.int64())
+        times = pa.array(
+            [self.constants["request_time"]] * n
+            if self.request.request_times is None
+            else [microseconds(time) for time in self.request.request_times],
+            pa.int64(),
+        )
         data: dict[str, Any] = {
             name: pa.repeat(pa.scalar(value, CONSTANT_COLUMNS[name]), n)
             for name, value in self.constants.items()
@@ -153,17 +177,30 @@ class ScoringCore:
         Raises ModelError when the model raises (nothing is logged) and Unavailable when the log cannot be written
         (the caller must not answer).
         """
+        scored = self.predict(request, params)
+        self.log(scored)
+        return scored
+
+    def predict(self, request: Request, params: Mapping[str, Any] | None = None) -> ScoredBatch:
+        """Predict the rows; whoever answers them must `log` them before. Raises ModelError when the model raises."""
         started = time.perf_counter_ns()
         predictions = self.scorer.predict(request.features, params)
         n = max(len(predictions), 1)
         constants = {
             **self._constants,
-            "request_time": microseconds(request.request_time),
             "execution_duration_us": (time.perf_counter_ns() - started) // (1000 * n),
         }
-        scored = ScoredBatch(request, predictions, constants, self.scorer.schema)
+        if request.request_times is None:
+            constants["request_time"] = microseconds(request.request_time)
+        return ScoredBatch(request, predictions, constants, self.scorer.schema)
+
+    def log(self, scored: ScoredBatch) -> None:
+        """Write scored rows to the log. Raises Unavailable when that fails: then nobody may be answered."""
         self._log.append(scored)
-        return scored
+
+
+def _part(values: Sequence[Any] | None, start: int, end: int) -> Sequence[Any] | None:
+    return None if values is None else values[start:end]
 
 
 def microseconds(time: datetime) -> int:

@@ -73,6 +73,17 @@ class WebSpec(OnlineSpec):
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body")
     max_rows: int = Field(10_000, ge=1, description="most rows in one request")
     max_queue: int = Field(256, ge=1, description="requests that may wait; more get status 429")
+    max_batch_size: int = Field(
+        256,
+        ge=1,
+        description="most rows of waiting requests that the model is asked at once; 1 asks it for each alone",
+    )
+    batch_wait_ms: float = Field(
+        0.0, ge=0, le=1000, description="how long a request waits for others to be scored with it"
+    )
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="longest wait for an answer; then status 504"
+    )
 
 
 class StreamSpec(OnlineSpec):

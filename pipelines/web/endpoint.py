@@ -43,9 +43,8 @@ class Endpoint:
             try:
                 length = get_content_length(environ)
                 with self._gate.place(self._limit if length is None else min(length, self._limit)):
-                    body = read_body(environ, self._limit)  # before the slot: a slow sender holds up nobody
-                    with self._gate.slot():
-                        answer = self._service.score(parse(body, environ.get("CONTENT_TYPE") or None))
+                    body = read_body(environ, self._limit)
+                    answer = self._service.score(parse(body, environ.get("CONTENT_TYPE") or None))
                 counted.status, counted.rows = 200, len(answer.prediction_ids)
                 return json_response(render(answer))
             except (FlywheelError, HTTPException) as error:

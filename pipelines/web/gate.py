@@ -19,14 +19,13 @@ class Busy(Unavailable):
 
 
 class Gate:
-    """Lets `inside` requests score at once and `waiting` more wait; the others are told to come back.
+    """Lets `inside` requests in and `waiting` more wait; the others are told to come back.
 
     What all of them hold in bodies is bounded too, so that waiting never grows the memory: to 64 MiB, or to `inside`
     bodies of the largest size when that is more.
     """
 
     def __init__(self, inside: int, waiting: int, max_body_bytes: int = 0) -> None:
-        self._slots = threading.BoundedSemaphore(inside)
         self._lock = threading.Lock()
         self._waiting = waiting
         self._places = inside + waiting
@@ -48,9 +47,3 @@ class Gate:
             with self._lock:
                 self._places += 1
                 self._bytes += size
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one of the few slots in which requests are scored, waiting until one is free."""
-        with self._slots:
-            yield

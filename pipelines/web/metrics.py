@@ -16,6 +16,7 @@ from typing import Any
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -59,6 +60,17 @@ class WebMetrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self._batches: Any = prometheus.Histogram(
+            "flywheel_web_batch_rows",
+            "Rows that were scored together",
+            names,
+            registry=registry,
+            buckets=_BATCH_ROWS,
+        )
+
+    def joined(self, rows: int) -> None:
+        """Count a batch of joined requests by its rows."""
+        self._batches.labels(**self._labels).observe(rows)
 
     @contextmanager
     def request(self) -> Iterator[_Request]:

@@ -36,7 +36,7 @@ class UnsupportedMediaType(BadInput):
 class TooManyRows(BadInput):
     """More rows than one request may have."""
 
-    http_status = 413
+    http_status = 422
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from mlflow_flywheel.pipelines.ids import new_prediction_ids
-from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
+from typing import Any, Protocol
 
 from .parsing import Rows
 
@@ -19,20 +16,12 @@ class Answer:
     prediction_ids: list[str]
 
 
-class Service:
-    """Scores rows of one model version. Safe to call from several threads."""
-
-    def __init__(self, core: ScoringCore) -> None:
-        self._core = core
-        self._schema = core.scorer.schema
+class Service(Protocol):
+    """Scores rows, from many threads at once."""
 
     def score(self, rows: Rows) -> Answer:
-        """Check, score and log rows.
+        """Check, score and log rows, and return their answer when they are in the log.
 
         Raises BadInput when they do not fit the model, ModelError when it raises, Unavailable when they cannot be
-        logged.
+        logged, TimedOut when it takes too long.
         """
-        ids = new_prediction_ids(rows.count)
-        asked = Request(rows.features(self._schema), ids, rows.client_request_ids, rows.event_times)
-        scored = self._core.score(asked, rows.params)
-        return Answer(scored.predictions.native, ids)

@@ -25,6 +25,7 @@ from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .app import create_app
+from .batcher import Batcher
 from .drain import Drain
 from .gate import Gate
 from .metrics import WebMetrics
@@ -77,8 +78,18 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         )
         parts.callback(labels.close)
         core = ScoringCore(scorer, deployment=config.deployment, mode="web", log=log, variant=config.variant)
+        batcher = Batcher(
+            core,
+            max_rows=config.max_batch_size,
+            wait_seconds=config.batch_wait_ms / 1000,
+            timeout=config.timeout_seconds,
+            threads=config.threads,
+            joined=metrics.joined,
+            stuck=stop.set,
+        )
         app = create_app(
             core,
+            batcher,
             Parser(scorer.schema, config.max_rows, config.id_column, config.timestamp_column),
             labels=labels,
             gate=Gate(config.threads, config.max_queue, config.max_body_bytes),

@@ -121,6 +121,9 @@ def _config(context: Context, name: str, spec: WebSpec, model: FetchedModel, por
         max_body_bytes=spec.max_body_bytes,
         max_rows=spec.max_rows,
         max_queue=spec.max_queue,
+        max_batch_size=spec.max_batch_size,
+        batch_wait_ms=spec.batch_wait_ms,
+        timeout_seconds=spec.timeout_seconds,
     )
 
 

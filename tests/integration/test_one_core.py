@@ -31,6 +31,7 @@ from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.stream.client import publish_and_wait
 from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat
 from mlflow_flywheel.pipelines.web.app import create_app
+from mlflow_flywheel.pipelines.web.batcher import Batcher
 from mlflow_flywheel.pipelines.web.gate import Gate
 from mlflow_flywheel.pipelines.web.metrics import WebMetrics
 from mlflow_flywheel.pipelines.web.parsing import Parser
@@ -145,8 +146,10 @@ def ask_web(case: Case, bodies: Mapping[str, tuple[bytes, str]]) -> dict[str, li
     """Send each body to the web worker's app; return the predictions by the body's name."""
     log = SpoolLog(case.folder / "spool", case.model.ref.name, case.scorer.schema, case.scorer.kind)
     labels = FeedbackLog(case.folder / "spool", case.model.ref.name, case.scorer.kind, source="web")
+    core = ScoringCore(case.scorer, deployment="web", mode="web", log=log)
     app = create_app(
-        ScoringCore(case.scorer, deployment="web", mode="web", log=log),
+        core,
+        Batcher(core, max_rows=ROWS),
         Parser(case.scorer.schema, max_rows=ROWS),
         labels=labels,
         gate=Gate(1, 1),

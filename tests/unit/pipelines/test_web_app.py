@@ -19,6 +19,7 @@ from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.scoring import ScoredBatch, ScoringCore
 from mlflow_flywheel.pipelines.web.app import create_app
+from mlflow_flywheel.pipelines.web.batcher import Batcher
 from mlflow_flywheel.pipelines.web.gate import Busy, Gate
 from mlflow_flywheel.pipelines.web.metrics import WebMetrics
 from mlflow_flywheel.pipelines.web.parsing import Parser
@@ -57,8 +58,10 @@ def make(tmp_path: Path, log: HeldLog, metrics: WebMetrics) -> Iterator[Callable
     labels = FeedbackLog(tmp_path / "spool", "tiny", "double", source="web")
 
     def client(gate: Gate | None = None, core: ScoringCore | None = None) -> FlaskClient:
+        served = core or tiny_core(log)
         app = create_app(
-            core or tiny_core(log),
+            served,
+            Batcher(served, max_rows=64),
             Parser(SCHEMA, 100),
             labels=labels,
             gate=gate or Gate(2, 2),

@@ -1,0 +1,216 @@
+"""Micro-batching: requests that wait at the same time are scored together, each gets exactly its own rows back.
+
+One thread takes whatever has gathered while it scored the last batch, so that a lone caller waits for nobody and many
+share one call of the model. What cannot be joined (large requests, `params`, CSV and Parquet) is scored alone, beside it.
+A batch that fails is scored again request by request: only those that are wrong themselves are refused.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import chain
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pyarrow as pa
+
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError
+from mlflow_flywheel.pipelines.ids import new_prediction_ids
+from mlflow_flywheel.pipelines.scoring import Request, ScoredBatch, ScoringCore
+
+from .parsing import Rows
+from .service import Answer
+
+
+class TimedOut(FlywheelError):
+    """The model took longer than a caller may be kept waiting; nothing of the request is logged."""
+
+    error_code = "DEADLINE_EXCEEDED"
+    http_status = 504
+
+
+@dataclass(eq=False)
+class _Ask:
+    """One waiting request. `committed` and `abandoned` exclude each other: it is logged and answered, or neither."""
+
+    rows: Rows
+    names: tuple[str, ...] | None
+    ids: list[str]
+    time: datetime
+    done: threading.Lock = field(default_factory=threading.Lock)
+    committed: bool = False
+    abandoned: bool = False
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+class Batcher:
+    """Scores requests of one core from many threads. `stuck` is called when the model does not come back at all.
+
+    `max_rows` bounds a joined batch, 1 joins nothing; `wait_seconds` is how long a batch waits for company; `timeout`
+    (seconds) how long a caller waits for its answer; `threads` how many requests are scored beside the joined ones.
+    """
+
+    def __init__(
+        self,
+        core: ScoringCore,
+        *,
+        max_rows: int = 1,
+        wait_seconds: float = 0.0,
+        timeout: float = 60.0,
+        threads: int = 1,
+        joined: Callable[[int], None] = lambda rows: None,
+        stuck: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._core = core
+        self._schema = core.scorer.schema
+        self._features = frozenset(self._schema.names)
+        self._max_rows = max_rows
+        self._wait_seconds = wait_seconds
+        self._timeout = timeout
+        self._joined = joined
+        self._stuck = stuck
+        self._lock = threading.Lock()
+        self._together: SimpleQueue[_Ask] = SimpleQueue()
+        self._alone: SimpleQueue[_Ask] = SimpleQueue()
+        for target, n in ((self._score_together, 1), (self._score_alone, threads)):
+            for _ in range(n):
+                threading.Thread(target=target, name=f"web{target.__name__}", daemon=True).start()
+
+    def score(self, rows: Rows) -> Answer:
+        """See Service."""
+        ask = _Ask(rows, self._names(rows), new_prediction_ids(rows.count), datetime.now(timezone.utc))
+        ask.done.acquire()
+        (self._alone if ask.names is None else self._together).put(ask)
+        if not ask.done.acquire(timeout=self._timeout):
+            with self._lock:
+                ask.abandoned = not ask.committed
+            if ask.abandoned:
+                self._stuck()
+                raise TimedOut(
+                    f"no answer within {self._timeout:g} s (timeout_seconds); send fewer rows at a time, or later"
+                )
+            ask.done.acquire()  # it is being logged right now
+        if ask.error is not None:
+            raise ask.error
+        assert ask.answer is not None
+        return ask.answer
+
+    def _names(self, rows: Rows) -> tuple[str, ...] | None:
+        """Return the features that the rows have, which those joined with them must have too; None: score alone."""
+        if rows.params or rows.count >= self._max_rows or isinstance(rows.columns, pa.Table):
+            return None
+        return tuple(sorted(self._features & rows.columns.keys()))
+
+    # -- the scoring threads
+
+    def _score_alone(self) -> None:
+        while True:
+            ask = self._alone.get()
+            if not ask.abandoned:
+                self._score([ask])
+
+    def _score_together(self) -> None:
+        while True:
+            for batch in self._gather(self._together.get()):
+                self._joined(sum(ask.rows.count for ask in batch))
+                self._score(batch)
+
+    def _gather(self, first: _Ask) -> Iterator[list[_Ask]]:
+        """Take what has come by now, or comes within the wait, and part it by the features given."""
+        groups: dict[tuple[str, ...] | None, list[_Ask]] = {}
+        if not first.abandoned:
+            groups[first.names] = [first]
+        count = first.rows.count
+        deadline = time.monotonic() + self._wait_seconds
+        while count < self._max_rows:
+            try:
+                left = deadline - time.monotonic() if self._wait_seconds else 0.0
+                ask = self._together.get(timeout=left) if left > 0 else self._together.get_nowait()
+            except Empty:
+                break
+            if not ask.abandoned:
+                groups.setdefault(ask.names, []).append(ask)
+                count += ask.rows.count
+        yield from groups.values()
+
+    def _score(self, asks: list[_Ask]) -> None:
+        """Answer requests: all at once, or one by one when something is wrong with the batch."""
+        try:
+            scored = self._core.predict(self._request(asks), asks[0].rows.params)
+        except (BadInput, ModelError) as error:
+            if len(asks) == 1:
+                return _finish(asks, error)
+            for ask in asks:
+                self._score([ask])
+            return None
+        except Exception as error:  # noqa: BLE001 - this thread must live, and the callers hear of it
+            return _finish(asks, error)
+        try:
+            self._commit(asks, scored)
+        except Exception as error:  # noqa: BLE001
+            _finish(asks, error)
+        return None
+
+    def _request(self, asks: Sequence[_Ask]) -> Request:
+        if len(asks) == 1:
+            rows = asks[0].rows
+            features = rows.features(self._schema)
+            return Request(
+                features, asks[0].ids, rows.client_request_ids, rows.event_times, request_time=asks[0].time
+            )
+        counts = [ask.rows.count for ask in asks]
+        columns = _joined_columns([ask.rows.columns for ask in asks], asks[0].names or ())
+        return Request(
+            self._schema.from_columns(columns, sum(counts)),
+            list(chain.from_iterable(ask.ids for ask in asks)),
+            _joined_lists([ask.rows.client_request_ids for ask in asks], counts),
+            _joined_lists([ask.rows.event_times for ask in asks], counts),
+            request_times=list(
+                chain.from_iterable([ask.time] * n for ask, n in zip(asks, counts, strict=True))
+            ),
+        )
+
+    def _commit(self, asks: list[_Ask], scored: ScoredBatch) -> None:
+        """Log the rows of those who still wait, and answer them."""
+        with self._lock:
+            for ask in asks:
+                ask.committed = not ask.abandoned
+            everyone = all(ask.committed for ask in asks)
+        if everyone:
+            self._core.log(scored)
+        start = 0
+        for ask in asks:
+            end = start + ask.rows.count
+            if ask.committed:
+                if not everyone:
+                    self._core.log(scored.slice(start, end))
+                ask.answer = Answer(scored.predictions.native[start:end], ask.ids)
+                ask.done.release()
+            start = end
+
+
+def _finish(asks: Sequence[_Ask], error: Exception) -> None:
+    for ask in asks:
+        if ask.answer is None:
+            ask.error = error
+            ask.done.release()
+
+
+def _joined_columns(parts: Sequence[Any], names: Sequence[str]) -> Mapping[str, list[Any]]:
+    return {name: list(chain.from_iterable(part[name] for part in parts)) for name in names}
+
+
+def _joined_lists(parts: Sequence[list[Any] | None], counts: Sequence[int]) -> list[Any] | None:
+    """Concatenate lists of which any may be missing; None when all are."""
+    if all(part is None for part in parts):
+        return None
+    return list(
+        chain.from_iterable(
+            [None] * n if part is None else part for part, n in zip(parts, counts, strict=True)
+        )
+    )
