@@ -12,6 +12,7 @@ import sys
 import threading
 
 from flask import Flask, Response
+
 from mlflow_flywheel.pipelines.web.drain import Drain
 from mlflow_flywheel.pipelines.web.listening import listen, url_of
 from mlflow_flywheel.pipelines.web.server import serve
@@ -24,10 +25,16 @@ def work(descriptor: int) -> None:
     app = Flask(__name__)
     app.add_url_rule("/ping", "ping", lambda: Response("\n"))
     app.add_url_rule("/invocations", "constant", lambda: Response('{"predictions": [1]}'), methods=["POST"])
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
+    stop = told_to_stop()
     drain = Drain(app)
     serve(drain, descriptor, threads=_THREADS, drain=drain, stop=stop, serving=lambda: None)
+
+
+def told_to_stop() -> threading.Event:
+    """Return an event that SIGTERM sets."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop.set).start())
+    return stop
 
 
 def main(workers: int) -> None:
@@ -38,8 +45,9 @@ def main(workers: int) -> None:
         subprocess.Popen([sys.executable, __file__, "--on", str(descriptor)], pass_fds=[descriptor])
         for _ in range(workers)
     ]
+    stop = told_to_stop()
     print(url_of(listener), flush=True)
-    signal.sigwait([signal.SIGTERM, signal.SIGINT])
+    stop.wait()
     for process in processes:
         process.terminate()
     for process in processes:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from .config import ModelRef
 from .errors import BadInput, ModelError
+from .positional import without_names
 from .schema import FeatureSchema
 
 
@@ -54,6 +55,7 @@ class Scorer:
         input_example: pa.RecordBatch | None,
         kind: str | None,
         raw: Any,
+        takes_matrix: bool = False,
     ) -> None:
         self.ref = ref
         self.schema = schema
@@ -62,6 +64,7 @@ class Scorer:
         self.raw_model = raw
         self._call = call
         self._kind = kind
+        self._takes_matrix = takes_matrix
 
     @property
     def kind(self) -> str:
@@ -81,7 +84,10 @@ class Scorer:
         Raises ModelError, with the model's own words, when the model raises or answers another number of rows.
         """
         try:
-            answer, proba = self._call(self.schema.to_frame(features), params)
+            if self._takes_matrix and not params:
+                answer, proba = self._call(self.schema.to_matrix(features), None)
+            else:
+                answer, proba = self._call(self.schema.to_frame(features), params)
         except Exception as error:
             raise ModelError(f"{describe(self.ref)} raised {type(error).__name__}: {error}") from error
         values, native = _one_column(answer, self.ref)
@@ -106,13 +112,13 @@ def load_scorer(ref: ModelRef) -> Scorer:
             f"{describe(ref)} cannot be loaded from {ref.path}: {type(error).__name__}: {error}"
         ) from error
     schema = FeatureSchema.from_signature(model.metadata.signature, describe(ref))
-    call, classes, raw = _caller(model)
+    call, classes, raw, takes_matrix = _caller(model, schema)
     example = _input_example(model, schema, ref)
     kind = prediction_kind(model.metadata.signature)
-    scorer = Scorer(ref, schema, call, classes, example, kind, raw)
+    scorer = Scorer(ref, schema, call, classes, example, kind, raw, takes_matrix)
     if example is not None:
         observed = "string" if pa.types.is_string(scorer.predict(example).values.type) else "double"
-        scorer = Scorer(ref, schema, call, classes, example, kind or observed, raw)
+        scorer = Scorer(ref, schema, call, classes, example, kind or observed, raw, takes_matrix)
     return scorer
 
 
@@ -121,8 +127,14 @@ def describe(ref: ModelRef) -> str:
     return f"model {ref.name} version {ref.version}" if ref.version else f"model {ref.name}"
 
 
-def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]], Any, Any]:
-    """Choose how to call a pyfunc model: the scikit-learn estimator inside it, or pyfunc itself."""
+_Call = Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]]
+
+
+def _caller(model: Any, schema: FeatureSchema) -> tuple[_Call, Any, Any, bool]:
+    """Choose how to call a pyfunc model: the scikit-learn estimator inside it, or pyfunc itself.
+
+    Returns the call, the classes, the model inside, and whether the call takes a matrix when there are no params.
+    """
     flavors = model.metadata.flavors
     raw = model.get_raw_model() if "sklearn" in flavors else None
     estimator = raw if flavors.get("python_function", {}).get("predict_fn", "predict") == "predict" else None
@@ -131,6 +143,7 @@ def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple
             (lambda frame, params: (model.predict(frame, params=dict(params) if params else None), None)),
             None,
             raw,
+            False,
         )
 
     import sklearn
@@ -139,16 +152,19 @@ def _caller(model: Any) -> tuple[Callable[[Any, Mapping[str, Any] | None], tuple
     with_proba = hasattr(estimator, "predict_proba") and classes.ndim == 1 and len(classes) > 0
     fused = with_proba and _predict_is_argmax(estimator)
 
-    def call(frame: Any, params: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    plain = without_names(estimator, schema.names) if schema.one_numpy_type is not None else None
+    asked = estimator if plain is None else plain
+
+    def call(data: Any, params: Mapping[str, Any] | None) -> tuple[Any, Any]:
         if params:
-            return model.predict(frame, params=dict(params)), None
+            return model.predict(data, params=dict(params)), None
         with sklearn.config_context(skip_parameter_validation=True):
             if not with_proba:
-                return estimator.predict(frame), None
-            proba = estimator.predict_proba(frame)
-            return (classes[proba.argmax(axis=1)] if fused else estimator.predict(frame)), proba
+                return asked.predict(data), None
+            proba = asked.predict_proba(data)
+            return (classes[proba.argmax(axis=1)] if fused else asked.predict(data)), proba
 
-    return call, tuple(str(c) for c in classes) if with_proba else None, raw
+    return call, tuple(str(c) for c in classes) if with_proba else None, raw, plain is not None
 
 
 def _predict_is_argmax(estimator: Any) -> bool:

@@ -45,6 +45,13 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool, np.bool_),
     "datetime": (str, datetime),
 }
+# what needs no further look, as JSON has it: Arrow takes each of these as it is
+_SURE_TYPES = {
+    "double": frozenset({float, type(None)}),
+    "float": frozenset({float, type(None)}),
+    "boolean": frozenset({bool}),
+}
+_NONE: frozenset[type] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -173,16 +180,21 @@ class FeatureSchema:
         """Make the pandas frame that the model was trained to take: the signature's dtypes, missing as NaN."""
         import pandas as pd
 
-        if self._one_numpy_type is not None:
-            matrix = np.empty((batch.num_rows, len(self.features)), dtype=self._one_numpy_type, order="F")
-            for i in range(len(self.features)):
-                matrix[:, i] = batch.column(i).to_numpy(**_numpy_options(batch))
-            return pd.DataFrame(matrix, columns=list(self.names), copy=False)
+        if self.one_numpy_type is not None:
+            return pd.DataFrame(self.to_matrix(batch), columns=list(self.names), copy=False)
         data = {f.name: _pandas_column(f, batch.column(i)) for i, f in enumerate(self.features)}
         return pd.DataFrame(data, copy=False)
 
+    def to_matrix(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray[Any, Any]:
+        """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN."""
+        matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order="F")
+        options = _numpy_options(batch)
+        for i, column in enumerate(batch.columns):
+            matrix[:, i] = column.to_numpy(**options)
+        return matrix
+
     @cached_property
-    def _one_numpy_type(self) -> type | None:
+    def one_numpy_type(self) -> type | None:
         """Return float64 or float32 when all features are that: one matrix is cheaper than a column each."""
         kinds = {feature.type for feature in self.features}
         return _NUMPY_TYPES[kinds.pop()] if kinds in ({"double"}, {"float"}) else None
@@ -203,6 +215,8 @@ _ABSENT: Any = _Absent()
 
 def _to_array(feature: Feature, values: Sequence[Any]) -> pa.Array:
     kinds = set(map(type, values))
+    if kinds <= _SURE_TYPES.get(feature.type, _NONE):
+        return pa.array(values, feature.arrow_type)
     if type(_ABSENT) in kinds:
         if feature.required:
             raise _first_complaint(feature, values)
