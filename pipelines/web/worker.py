@@ -26,11 +26,13 @@ from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .app import create_app
 from .batcher import Batcher
+from .challenger import load_challenger, open_trial
 from .drain import Drain
 from .gate import Gate
 from .metrics import WebMetrics
 from .parsing import Parser
 from .server import serve
+from .service import Service
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 8  # for health checks and metrics while all others score or wait
@@ -61,6 +63,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
 
     metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
     scorer = load_scorer(config.model)
+    challenger = load_challenger(config, scorer)
     channel.prepared()
     if not channel.wait_go():
         return 0
@@ -78,7 +81,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         )
         parts.callback(labels.close)
         core = ScoringCore(scorer, deployment=config.deployment, mode="web", log=log, variant=config.variant)
-        batcher = Batcher(
+        service: Service = Batcher(
             core,
             max_rows=config.max_batch_size,
             wait_seconds=config.batch_wait_ms / 1000,
@@ -87,9 +90,11 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             joined=metrics.joined,
             stuck=stop.set,
         )
+        if challenger is not None:
+            service = open_trial(config, service, challenger, metrics.challenged, parts)
         app = create_app(
             core,
-            batcher,
+            service,
             Parser(scorer.schema, config.max_rows, config.id_column, config.timestamp_column),
             labels=labels,
             gate=Gate(config.threads, config.max_queue, config.max_body_bytes),
