@@ -132,9 +132,7 @@ def test_what_a_challenger_said_is_not_the_champions(world: LoopWorld, trial: di
     world.deploy("shop-web")
     own = 30 - trial.get("challenger_answers", 0)
     # one label more than the champion's own rows have: a shadow's, or a canary's, would start a retraining
-    records.set_policy(
-        model, QUICK | {"retrain_on": "labels", "new_labels": 10 * own + 1, "min_labels": 100}
-    )
+    records.set_policy(model, QUICK | {"retrain_on": "labels", "new_labels": 10 * own + 1, "min_labels": 100})
     world.serve(range(10), 30, **trial)  # type: ignore[arg-type]
     rows = world.table().read()
     assert (
