@@ -26,8 +26,7 @@ from mlflow_flywheel.pipelines.config import WebConfig
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.pipelines.ids import shadow_prediction_id
 from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, Request, ScoringCore
-from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoringCore
 
 from .batcher import Batcher, TimedOut
 from .parsing import Rows
@@ -60,16 +59,18 @@ def load_challenger(config: WebConfig, champion: Scorer) -> Scorer | None:
 
 
 def open_trial(
-    config: WebConfig, champion: Service, challenger: Scorer, count: Count, parts: ExitStack
+    config: WebConfig,
+    champion: Service,
+    challenger: Scorer,
+    log: PredictionLog,
+    count: Count,
+    parts: ExitStack,
 ) -> Service:
-    """Return the service that asks both; what it opens is closed by `parts`."""
+    """Return the service that asks both; `parts` closes it.
+
+    `log` should not be the champion's: its answers are not to wait until the challenger's rows are written.
+    """
     assert config.trial is not None
-    log: SpoolLog | NullLog = NullLog()
-    if config.log:
-        # a slot of its own in the spool: the champion's answers never wait for the challenger's rows to be written
-        name = config.model.name
-        log = SpoolLog(config.spool, name, challenger.schema, challenger.kind, config.durability)
-        parts.callback(log.close)
     core = ScoringCore(challenger, deployment=config.deployment, mode="web", log=log, variant=VARIANT)
     if config.trial.mode == "shadow":
         shadow = Shadow(champion, core, batch_rows=config.max_batch_size, count=count)

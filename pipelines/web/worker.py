@@ -19,8 +19,8 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
-from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, PredictionLog, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
@@ -72,10 +72,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=stop.set).start())
     with ExitStack() as parts:
-        log: SpoolLog | NullLog = NullLog()
-        if config.log:
-            log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
-            parts.callback(log.close)
+        log = _open_log(config, scorer, parts)
         labels = FeedbackLog(
             config.spool, config.model.name, scorer.kind, source="web", durability=config.durability
         )
@@ -91,7 +88,8 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             stuck=stop.set,
         )
         if challenger is not None:
-            service = open_trial(config, service, challenger, metrics.challenged, parts)
+            its_log = _open_log(config, challenger, parts)
+            service = open_trial(config, service, challenger, its_log, metrics.challenged, parts)
         app = create_app(
             core,
             service,
@@ -107,6 +105,15 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         _log.info("answering for %s version %s", config.model.name, config.model.version)
         serve(drain, descriptor, threads=threads, drain=drain, stop=stop, serving=channel.serving)
     return 0
+
+
+def _open_log(config: WebConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
+    """Return a version's own log; `parts` closes it."""
+    if not config.log:
+        return NullLog()
+    log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
+    parts.callback(log.close)
+    return log
 
 
 if __name__ == "__main__":
