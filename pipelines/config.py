@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import BadInput, NotFound
 
 Durability = Literal["process", "power"]
+TrialMode = Literal["shadow", "canary"]
 C = TypeVar("C", bound="Frozen")
 
 
@@ -55,6 +56,16 @@ class WorkerConfig(Frozen):
     status_file: str = Field(description="where the master process reports its generations")
 
 
+class ChallengerConfig(Frozen):
+    """A second version of a deployment's model, tried beside the first."""
+
+    model: ModelRef
+    mode: TrialMode = "shadow"
+    traffic_percentage: float = Field(
+        10.0, ge=0, le=100, description="share of callers that a canary answers"
+    )
+
+
 class WebConfig(WorkerConfig):
     """One web deployment."""
 
@@ -68,6 +79,18 @@ class WebConfig(WorkerConfig):
     max_batch_size: int = Field(256, ge=1, description="most rows of different requests scored together")
     batch_wait_ms: float = Field(0.0, ge=0, le=1000)
     timeout_seconds: float = Field(60.0, gt=0, le=3600, description="a later answer is a 504")
+    challenger: ChallengerConfig | None = Field(None, description="version that is tried beside the model")
+
+    @property
+    def trial(self) -> ChallengerConfig | None:
+        """The challenger, unless it is the version that serves anyway and so has nothing to prove."""
+        challenger = self.challenger
+        if challenger is None or (challenger.model.name, challenger.model.version) == (
+            self.model.name,
+            self.model.version,
+        ):
+            return None
+        return challenger
 
 
 class StreamConfig(WorkerConfig):

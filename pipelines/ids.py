@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 _TOPIC_SEPARATOR = ":"
+SHADOW_SUFFIX = ":shadow"
 
 
 def new_prediction_ids(n: int) -> list[str]:
@@ -31,6 +32,11 @@ def _uuid7(milliseconds: int, noise: bytes) -> str:
     )
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def shadow_prediction_id(prediction_id: str) -> str:
+    """Return the id of what a challenger said, unheard, of the row that got this id: labels of that one join it too."""
+    return prediction_id + SHADOW_SUFFIX
 
 
 def stream_prediction_id(topic: str, ledger: int, entry: int, batch_index: int) -> str:

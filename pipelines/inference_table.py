@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from .delta import DeltaLog
 from .errors import BadInput
+from .ids import SHADOW_SUFFIX
 from .schema import TIMESTAMP, Feature, FeatureSchema
 from .scoring import FEATURE_PREFIX, ScoredBatch
 
@@ -49,16 +50,26 @@ _FEEDBACK_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("source", pa.string()),
 ]
 LABEL_COLUMNS = ("label", "label_time", "received_time", "label_source")
+_IS_SHADOW = f"ends_with(prediction_id, '{SHADOW_SUFFIX}')"
 
 
 @dataclass(frozen=True)
 class TableCounts:
-    """How much is in an inference table."""
+    """How much is in an inference table.
+
+    `shadow` of its `rows` repeat an answered row by a challenger that nobody heard; `labelled` and `by_deployment`
+    are about the answered ones only, so that no row counts twice.
+    """
 
     rows: int
     distinct_ids: int
     labelled: int
     by_deployment: dict[str, int] = field(default_factory=dict)
+    shadow: int = 0
+
+    @property
+    def answered(self) -> int:
+        return self.rows - self.shadow
 
     @property
     def duplicates(self) -> int:
@@ -181,11 +192,12 @@ class InferenceTable:
         return self._query(f"SELECT {chosen} FROM ({source}){order}", parameters)
 
     def counts(self, *, start: datetime | None = None, end: datetime | None = None) -> TableCounts:
-        """Count rows, distinct ids and labelled rows, in all and by deployment."""
+        """Count rows, distinct ids, shadow rows and labelled rows, and the answered rows by deployment."""
         where, parameters = _filters(start, end)
         source, parameters = _with_labels(where, parameters, None)
         result = self._query(
-            "SELECT deployment, count(*) AS n, count(DISTINCT prediction_id) AS ids, count(label) AS labelled "
+            "SELECT deployment, count(*) AS n, count(DISTINCT prediction_id) AS ids, "
+            f"count(*) FILTER ({_IS_SHADOW}) AS shadow, count(label) FILTER (NOT {_IS_SHADOW}) AS labelled "
             f"FROM ({source}) GROUP BY deployment ORDER BY deployment",
             parameters,
         ).to_pydict()
@@ -193,7 +205,11 @@ class InferenceTable:
             rows=sum(result["n"]),
             distinct_ids=sum(result["ids"]),
             labelled=sum(result["labelled"]),
-            by_deployment=dict(zip(result["deployment"], result["n"], strict=True)),
+            by_deployment={
+                name: n - shadow
+                for name, n, shadow in zip(result["deployment"], result["n"], result["shadow"], strict=True)
+            },
+            shadow=sum(result["shadow"]),
         )
 
     def watermark(self) -> datetime | None:
@@ -243,23 +259,30 @@ class DirectLog:
 def _with_labels(
     where: str, parameters: list[Any], known_before: datetime | None, received_before: datetime | None = None
 ) -> tuple[str, list[Any]]:
-    """Join predictions with the latest label of each; DuckDB compares structs field by field."""
+    """Join predictions with the latest label of each; DuckDB compares structs field by field.
+
+    A label that names an answered row by its id is as true of what a shadow said of that row.
+    """
     bounds = {"label_time": known_before, "received_time": received_before}
     extra = [bound for bound in bounds.values() if bound is not None]
     clauses = [f"{column} < ?" for column, bound in bounds.items() if bound is not None]
     known = f"WHERE {' AND '.join(clauses)}" if clauses else ""
     latest = "max({'t': label_time, 'r': received_time, 'l': label, 's': source}) AS best"
     sql = f"""
-        WITH p AS (SELECT * FROM predictions {where}),
+        WITH p AS (
+            SELECT *, CASE WHEN {_IS_SHADOW} THEN left(prediction_id, -{len(SHADOW_SUFFIX)}) ELSE prediction_id END
+                AS answered_id
+            FROM predictions {where}
+        ),
         known AS (SELECT * FROM feedback {known}),
         by_id AS (SELECT prediction_id, {latest} FROM known WHERE prediction_id IS NOT NULL GROUP BY prediction_id),
         by_client AS (
             SELECT client_request_id, {latest} FROM known WHERE client_request_id IS NOT NULL GROUP BY client_request_id
         ),
         joined AS (
-            SELECT p.*, CASE WHEN a.best IS NULL OR b.best > a.best THEN b.best ELSE a.best END AS best
+            SELECT p.* EXCLUDE (answered_id), CASE WHEN a.best IS NULL OR b.best > a.best THEN b.best ELSE a.best END AS best
             FROM p
-            LEFT JOIN by_id a ON p.prediction_id = a.prediction_id
+            LEFT JOIN by_id a ON p.answered_id = a.prediction_id
             LEFT JOIN by_client b ON p.client_request_id = b.client_request_id
         )
         SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time, best.s AS label_source

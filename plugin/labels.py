@@ -40,7 +40,7 @@ def give_labels(context: Context, model: str, file: Path, *, source: str) -> dic
     counts = table.counts()
     return {
         "accepted": accepted,
-        "rows": counts.rows,
+        "rows": counts.answered,
         "labelled": counts.labelled,
         "unmatched": table.unmatched_feedback(),
     }

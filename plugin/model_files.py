@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mlflow_flywheel.pipelines.compatibility import check_takes
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
@@ -17,12 +18,28 @@ from .record_types import DeploymentRecord
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A model version whose files are here; `kind` of its predictions is None when only a loaded model can tell."""
+    """A model version whose files are here; `kind` of its predictions is None when only a loaded model can tell.
+
+    `challenger` is the version that is to be tried beside it.
+    """
 
     ref: ModelRef
     schema: FeatureSchema
     kind: str | None
     flavors: tuple[str, ...]
+    challenger: FetchedModel | None = None
+
+    def beside(self, challenger: FetchedModel) -> FetchedModel:
+        """Return this version with a challenger; raises BadInput for one that could not answer in its place."""
+        if challenger.ref.name != self.ref.name:
+            raise BadInput(
+                f"challenger {describe(challenger.ref)} is no version of {self.ref.name!r}, the model that is deployed; "
+                f"give models:/{self.ref.name}@challenger or models:/{self.ref.name}/VERSION"
+            )
+        check_takes(
+            challenger.schema, self.schema, f"the challenger, {describe(challenger.ref)},", describe(self.ref)
+        )
+        return replace(self, challenger=challenger)
 
     def flavor(self, wanted: str | None) -> str:
         """Return the flavour to record; raises BadInput for one that the model does not have."""
@@ -37,12 +54,16 @@ class FetchedModel:
         """Make the model's inference table ready for this version; raises BadInput when its types do not fit."""
         kind = self.kind or load_scorer(self.ref).kind
         InferenceTable.open(context.home.tables, self.ref.name).ensure(self.schema, kind)
+        if self.challenger is not None:
+            self.challenger.ensure_table(context)
 
     def check_table(self, context: Context) -> None:
         """Raise BadInput when this version does not fit the inference table that the model has already."""
         table = InferenceTable.open(context.home.tables, self.ref.name)
         if self.kind is not None and table.exists:
             table.ensure(self.schema, self.kind)
+        if self.challenger is not None:
+            self.challenger.check_table(context)
 
 
 def fetch_model(context: Context, uri: str) -> FetchedModel:

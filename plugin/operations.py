@@ -18,6 +18,7 @@ from .model_files import FetchedModel, fetch_model
 from .modes import Answers, mode_operations
 from .record_types import DeploymentRecord
 from .spec import LOOP_PREFIX, Spec, check_name, parse_loop, parse_spec
+from .trials import challenger_in_force, with_challenger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,7 @@ class Operations:
         mode = mode_operations(spec.mode)
         mode.check(context, name, spec)
         self.say(f"fetching {model_uri}")
-        model = fetch_model(context, model_uri)
+        model = with_challenger(context, spec, fetch_model(context, model_uri))
         chosen_flavor = model.flavor(flavor)
         model.check_table(context)
         was_up = context.runner.running()
@@ -109,6 +110,9 @@ class Operations:
             spec, loop = parse_spec(merged), parse_loop(raw)
             self.say(f"fetching {model_uri or record.model_uri}")
             model = fetch_model(self.context, model_uri or versioned_uri(record))
+            stays = "challenger" not in raw and model.ref.name == record.model_name
+            present = challenger_in_force(self.context, name) if stays else None
+            model = with_challenger(self.context, spec, model, present)
             chosen = model.flavor(flavor) if flavor or model_uri else record.flavor
             mode = mode_operations(spec.mode)
             mode.check(self.context, name, spec)
@@ -124,13 +128,41 @@ class Operations:
             )
 
     def roll_over(self, name: str, version: str) -> DeploymentRecord:
-        """Serve another version of the same registered model; the model URI that is followed stays."""
+        """Serve another version of the same registered model; the model URI that is followed stays.
+
+        A challenger goes along if it can; if not, that stops nobody, and the record says that it is tried no more.
+        """
         with self.context.changing(name):
             record = self.context.records.deployment(name)
             if record.version == version:
                 return record
+            spec = parse_spec(record.config)
             model = fetch_model(self.context, f"models:/{record.model_name}/{version}")
-            return self._swap(record, parse_spec(record.config), model)
+            challenger = challenger_in_force(self.context, name) if spec.mode == "web" else None
+            if challenger is None:
+                return self._swap(record, spec, model)
+            try:
+                return self._swap(record, spec, with_challenger(self.context, spec, model, challenger))
+            except FlywheelError as error:
+                why = (
+                    f"challenger version {challenger} is not tried beside version {version}: {error.message}"
+                )
+                return self._swap(record, spec, model, message=why)
+
+    def try_beside(self, name: str, challenger: str) -> DeploymentRecord:
+        """Try another version of the same model beside the one that serves."""
+        with self.context.changing(name):
+            record = self.context.records.deployment(name)
+            spec = parse_spec(record.config)
+            model = fetch_model(self.context, versioned_uri(record))
+            try:
+                tried = with_challenger(self.context, spec, model, challenger)
+            except FlywheelError as error:
+                self._stays(record, error)
+                raise
+            record = self._swap(record, spec, tried)
+            tried.ensure_table(self.context)
+            return record
 
     def delete(self, name: str) -> None:
         """Stop a deployment and remove its record and files; its rows in the inference table stay."""
@@ -151,14 +183,14 @@ class Operations:
         return mode.predict(self.context, record, parse_spec(record.config), rows, timeout)
 
     def _swap(
-        self, record: DeploymentRecord, spec: Spec, model: FetchedModel, **fields: Any
+        self, record: DeploymentRecord, spec: Spec, model: FetchedModel, message: str = "", **fields: Any
     ) -> DeploymentRecord:
         records = self.context.records
-        model.check_table(self.context)
         try:
+            model.check_table(self.context)
             url = mode_operations(spec.mode).swap(self.context, record, spec, model, READY_SECONDS)
         except FlywheelError as error:
-            records.update_deployment(record.name, message=f"stayed as it was: {error.message}")
+            self._stays(record, error)
             raise type(error)(
                 f"{error.message}\ndeployment {record.name!r} goes on with version {record.version or record.model_uri}"
             ) from error
@@ -169,9 +201,12 @@ class Operations:
             model_name=model.ref.name,
             version=model.ref.version,
             model_id=model.ref.model_id,
-            message="",
+            message=message,
             **fields,
         )
+
+    def _stays(self, record: DeploymentRecord, error: FlywheelError) -> None:
+        self.context.records.update_deployment(record.name, message=f"stayed as it was: {error.message}")
 
     def _set_policy(self, model_name: str, settings: Mapping[str, str]) -> None:
         if settings:

@@ -1,6 +1,7 @@
 """Aliases followed: when `models:/name@alias` means another version, every deployment of it goes over.
 
-A version that could not serve is not tried again at once: it is remembered with its reason, until the alias moves or
+So it is for the version that serves, and then for the challenger beside it, which never holds the other one up. A
+version that could not serve is not tried again at once: it is remembered with its reason, until the alias moves or
 a while has passed.
 """
 
@@ -12,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
 from mlflow_flywheel.pipelines.config import Frozen
-from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.errors import FlywheelError, NotFound
 from mlflow_flywheel.pipelines.registry import resolve_model
 
 from .context import Context
@@ -25,20 +27,25 @@ from .operations import Operations
 from .record_types import DeploymentRecord
 from .records import Records
 from .runners.base import Runner
+from .spec import parse_spec
+from .trials import challenger_in_force, challenger_uri
 
 _log = logging.getLogger(__name__)
 _TRY_AGAIN_AFTER = timedelta(minutes=5)
 _MOST_AT_ONCE = 8
 
+Role = Literal["champion", "challenger"]
+
 
 @dataclass(frozen=True)
 class RollOver:
-    """A deployment that followed its alias, or could not: then `error` says why and `before` serves on."""
+    """A deployment that followed an alias, or could not: then `error` says why and `before` stays in its role."""
 
     deployment: str
     before: str
     after: str
     error: str | None = None
+    role: Role = "champion"
 
 
 class Refused(Frozen):
@@ -47,6 +54,21 @@ class Refused(Frozen):
     version: str
     error: str
     at: datetime
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A deployment whose alias means another version than it has in that role."""
+
+    record: DeploymentRecord
+    role: Role
+    before: str
+    after: str
+
+    @property
+    def key(self) -> str:
+        """Name what is tried: a challenger that does not suit one version may suit the next."""
+        return self.after if self.role == "champion" else f"{self.after} beside {self.record.version}"
 
 
 def roll_over(
@@ -64,60 +86,110 @@ def follow_once(home: Home, records: Records, runner: Runner) -> list[RollOver]:
 
     One registry call per distinct alias. Raises what the registry raises; a deployment that fails stops no other.
     """
-    followers = [r for r in records.deployments() if r.status == "ready" and follows_alias(r)]
-    lagging: list[tuple[DeploymentRecord, str]] = []
-    for uri in sorted({record.model_uri for record in followers}):
-        wanted = resolve_model(uri, home.tracking_uri)
-        for record in (record for record in followers if record.model_uri == uri):
-            if record.version == wanted.version:
-                _forget_refusal(home, records, record)
-            elif not _was_refused(home, record, wanted.version):
-                lagging.append((record, wanted.version))
-    return _roll_over_all(home, records, runner, lagging)
+    context = Context(home, records, runner)
+    done = _roll_over_all(context, _champions(context))
+    return done + _roll_over_all(context, _challengers(context))
 
 
 def follows_alias(record: DeploymentRecord) -> bool:
     """Return whether the deployment's model URI names an alias, such as models:/name@champion."""
-    return record.model_uri.startswith("models:/") and "@" in record.model_uri
+    return _is_alias(record.model_uri)
 
 
-def _roll_over_all(
-    home: Home, records: Records, runner: Runner, lagging: Sequence[tuple[DeploymentRecord, str]]
-) -> list[RollOver]:
-    def one(record: DeploymentRecord, version: str) -> RollOver:
-        file = _refused_file(home, record.name)
+def _champions(context: Context) -> list[_Move]:
+    """Return the deployments that serve another version than their alias means."""
+    followers = [r for r in context.records.deployments() if r.status == "ready" and follows_alias(r)]
+    wanted = {uri: _version(context, uri) for uri in sorted({record.model_uri for record in followers})}
+    moves = [_Move(r, "champion", r.version, wanted[r.model_uri]) for r in followers]
+    return _due(context, moves)
+
+
+def _challengers(context: Context) -> list[_Move]:
+    """Return the deployments that try another version than their challenger's alias means.
+
+    An alias that is gone leaves the trial as it is.
+    """
+    served = [r for r in context.records.deployments(mode="web") if r.status == "ready"]
+    followers = [
+        (r, uri)
+        for r in served
+        if (uri := challenger_uri(parse_spec(r.config))) is not None and _is_alias(uri)
+    ]
+    wanted: dict[str, str] = {}
+    for uri in sorted({uri for _, uri in followers}):
         try:
-            roll_over(home, records, runner, record.name, version)
+            wanted[uri] = _version(context, uri)
+        except NotFound as error:
+            _log.warning("challengers stay as they are: %s", error.message)
+    moves = [
+        _Move(record, "challenger", challenger_in_force(context, record.name) or "", wanted[uri])
+        for record, uri in followers
+        if uri in wanted
+    ]
+    return _due(context, moves)
+
+
+def _due(context: Context, moves: Sequence[_Move]) -> list[_Move]:
+    """Leave out what is there already, and what was refused a short while ago."""
+    due = []
+    for move in moves:
+        if move.before == move.after:
+            _forget_refusal(context, move)
+        elif not _was_refused(context.home, move):
+            due.append(move)
+    return due
+
+
+def _roll_over_all(context: Context, moves: Sequence[_Move]) -> list[RollOver]:
+    operations = Operations(context)
+
+    def one(move: _Move) -> RollOver:
+        name, before, after = move.record.name, move.before, move.after
+        file = _refused_file(context.home, move)
+        try:
+            if move.role == "champion":
+                operations.roll_over(name, after)
+            else:
+                operations.try_beside(name, after)
         except FlywheelError as error:
-            _log.error("deployment %r stays on version %s: %s", record.name, record.version, error.message)
-            Refused(version=version, error=error.message, at=datetime.now(timezone.utc)).save(file)
-            return RollOver(record.name, record.version, version, error.message)
+            _log.error("deployment %r keeps %s version %s: %s", name, move.role, before, error.message)
+            Refused(version=move.key, error=error.message, at=datetime.now(timezone.utc)).save(file)
+            return RollOver(name, before, after, error.message, move.role)
         file.unlink(missing_ok=True)
-        _log.info("deployment %r went from version %s to %s", record.name, record.version, version)
-        return RollOver(record.name, record.version, version)
+        _log.info("deployment %r went from %s version %s to %s", name, move.role, before, after)
+        return RollOver(name, before, after, role=move.role)
 
-    if not lagging:
+    if not moves:
         return []
-    with ThreadPoolExecutor(min(len(lagging), _MOST_AT_ONCE), thread_name_prefix="roll-over") as pool:
-        return list(pool.map(lambda pair: one(*pair), lagging))
+    with ThreadPoolExecutor(min(len(moves), _MOST_AT_ONCE), thread_name_prefix="roll-over") as pool:
+        return list(pool.map(one, moves))
 
 
-def _was_refused(home: Home, record: DeploymentRecord, version: str) -> bool:
+def _version(context: Context, uri: str) -> str:
+    return resolve_model(uri, context.home.tracking_uri).version
+
+
+def _is_alias(uri: str) -> bool:
+    return uri.startswith("models:/") and "@" in uri
+
+
+def _was_refused(home: Home, move: _Move) -> bool:
     """Return whether the deployment could not go over to this version a short while ago."""
     try:
-        refused = Refused.model_validate_json(_refused_file(home, record.name).read_bytes())
+        refused = Refused.model_validate_json(_refused_file(home, move).read_bytes())
     except (FileNotFoundError, ValidationError):
         return False
-    return refused.version == version and datetime.now(timezone.utc) - refused.at < _TRY_AGAIN_AFTER
+    return refused.version == move.key and datetime.now(timezone.utc) - refused.at < _TRY_AGAIN_AFTER
 
 
-def _forget_refusal(home: Home, records: Records, record: DeploymentRecord) -> None:
-    """Take the complaint back when the alias means again what the deployment serves."""
-    file = _refused_file(home, record.name)
+def _forget_refusal(context: Context, move: _Move) -> None:
+    """Take the complaint back when the alias means again what the deployment has."""
+    file = _refused_file(context.home, move)
     if file.exists():
-        records.update_deployment(record.name, message="")
+        context.records.update_deployment(move.record.name, message="")
         file.unlink(missing_ok=True)
 
 
-def _refused_file(home: Home, deployment: str) -> Path:
-    return home.deployment(deployment) / "refused.json"
+def _refused_file(home: Home, move: _Move) -> Path:
+    name = "refused.json" if move.role == "champion" else "refused-challenger.json"
+    return home.deployment(move.record.name) / name

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from mlflow_flywheel.pipelines.config import Durability, Frozen
+from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 
 Mode = Literal["web", "stream", "batch"]
@@ -84,6 +84,28 @@ class WebSpec(OnlineSpec):
     timeout_seconds: float = Field(
         60.0, gt=0, le=3600, description="longest wait for an answer; then status 504"
     )
+    challenger: str | None = Field(
+        None, description="another version of the model to try beside it, such as models:/NAME@challenger"
+    )
+    challenger_mode: TrialMode = Field(
+        "shadow", description="the challenger is asked too but not heard, or answers a share of the callers"
+    )
+    traffic_percentage: float = Field(
+        10.0, ge=0, le=100, description="share of callers that a canary answers, the same ones each time"
+    )
+
+    @model_validator(mode="after")
+    def _trial_can_be_judged(self) -> WebSpec:
+        if self.challenger is None:
+            return self
+        if self.variant == "challenger":
+            raise ValueError(
+                f"challenger={self.challenger!r} needs variant=champion: a deployment that is a challenger itself has "
+                "no other one beside it"
+            )
+        if self.log == "none" and self.challenger_mode == "shadow":
+            raise ValueError("challenger_mode=shadow needs log=all: what a shadow says is only ever logged")
+        return self
 
 
 class StreamSpec(OnlineSpec):

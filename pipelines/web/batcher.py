@@ -189,7 +189,8 @@ class Batcher:
             if ask.committed:
                 if not everyone:
                     self._core.log(scored.slice(start, end))
-                ask.answer = Answer(scored.predictions.native[start:end], ask.ids)
+                predictions = scored.predictions.native[start:end]
+                ask.answer = Answer(predictions, ask.ids, self._core.scorer.ref.version, ask.time)
                 ask.done.release()
             start = end
 

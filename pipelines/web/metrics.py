@@ -68,6 +68,17 @@ class WebMetrics:
             buckets=_BATCH_ROWS,
         )
 
+        self._challenged: Any = prometheus.Counter(
+            "flywheel_web_challenger_requests_total",
+            "Requests that the challenger answered, shadowed, failed or dropped",
+            [*names, "outcome"],
+            registry=registry,
+        )
+
+    def challenged(self, outcome: str) -> None:
+        """Count a request by what became of it at the challenger: answered, shadowed, failed, dropped."""
+        self._challenged.labels(**self._labels, outcome=outcome).inc()
+
     def joined(self, rows: int) -> None:
         """Count a batch of joined requests by its rows."""
         self._batches.labels(**self._labels).observe(rows)

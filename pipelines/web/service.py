@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from .parsing import Rows
@@ -10,10 +11,12 @@ from .parsing import Rows
 
 @dataclass(frozen=True)
 class Answer:
-    """What a caller is told of its rows, in their order."""
+    """What a caller is told of its rows, in their order; `version` gave it, to what was `asked` then."""
 
     predictions: list[Any]
     prediction_ids: list[str]
+    version: str = ""
+    asked: datetime | None = None
 
 
 class Service(Protocol):

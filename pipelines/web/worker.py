@@ -19,18 +19,20 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
-from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, PredictionLog, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .app import create_app
 from .batcher import Batcher
+from .challenger import load_challenger, open_trial
 from .drain import Drain
 from .gate import Gate
 from .metrics import WebMetrics
 from .parsing import Parser
 from .server import serve
+from .service import Service
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 8  # for health checks and metrics while all others score or wait
@@ -61,6 +63,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
 
     metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
     scorer = load_scorer(config.model)
+    challenger = load_challenger(config, scorer)
     channel.prepared()
     if not channel.wait_go():
         return 0
@@ -69,16 +72,13 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=stop.set).start())
     with ExitStack() as parts:
-        log: SpoolLog | NullLog = NullLog()
-        if config.log:
-            log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
-            parts.callback(log.close)
+        log = _open_log(config, scorer, parts)
         labels = FeedbackLog(
             config.spool, config.model.name, scorer.kind, source="web", durability=config.durability
         )
         parts.callback(labels.close)
         core = ScoringCore(scorer, deployment=config.deployment, mode="web", log=log, variant=config.variant)
-        batcher = Batcher(
+        service: Service = Batcher(
             core,
             max_rows=config.max_batch_size,
             wait_seconds=config.batch_wait_ms / 1000,
@@ -87,9 +87,12 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             joined=metrics.joined,
             stuck=stop.set,
         )
+        if challenger is not None:
+            its_log = _open_log(config, challenger, parts)
+            service = open_trial(config, service, challenger, its_log, metrics.challenged, parts)
         app = create_app(
             core,
-            batcher,
+            service,
             Parser(scorer.schema, config.max_rows, config.id_column, config.timestamp_column),
             labels=labels,
             gate=Gate(config.threads, config.max_queue, config.max_body_bytes),
@@ -102,6 +105,15 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         _log.info("answering for %s version %s", config.model.name, config.model.version)
         serve(drain, descriptor, threads=threads, drain=drain, stop=stop, serving=channel.serving)
     return 0
+
+
+def _open_log(config: WebConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
+    """Return a version's own log; `parts` closes it."""
+    if not config.log:
+        return NullLog()
+    log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
+    parts.callback(log.close)
+    return log
 
 
 if __name__ == "__main__":

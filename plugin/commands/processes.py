@@ -79,6 +79,8 @@ def status(context: Context, as_json: bool) -> None:
         columns = ["name", "mode", "model", "version", "status", "predictions", "where"]
         print_table("Deployments", columns, [_row(view) for view in views])
     for view in views:
+        if view.get("challenger"):
+            click.echo(f"{view['name']}: {_trial(view['challenger'])}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
     _print_processes(processes)
@@ -134,6 +136,17 @@ def _row(view: dict[str, Any]) -> list[Any]:
         f"{view['predictions']:,}",
         where,
     ]
+
+
+def _trial(challenger: dict[str, Any]) -> str:
+    """Say in words what is tried beside the version that serves."""
+    version, share = challenger["version"], challenger.get("traffic_percentage")
+    told = "is asked too, unheard" if share is None else f"answers {share:g} % of the callers"
+    return {
+        "active": f"challenger version {version} {told} ({challenger['mode']})",
+        "idle": f"challenger version {version} is the version that serves: nothing to try",
+        "refused": f"challenger {challenger['model_uri']} is not tried",
+    }[challenger["state"]]
 
 
 def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:

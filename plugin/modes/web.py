@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from mlflow_flywheel.pipelines.config import WebConfig, load_config
+from mlflow_flywheel.pipelines.config import ChallengerConfig, WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, NotFound, Unavailable
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
 from mlflow_flywheel.plugin.spec import WebSpec
+from mlflow_flywheel.plugin.trials import challenger_in_force
 
 from .base import Answers
 from .served import master_state, start_master, stop_master, swap_master, wait_for
@@ -93,7 +94,7 @@ class WebOperations:
         return master_state(context, record.name)
 
     def places(self, context: Context, record: DeploymentRecord, spec: WebSpec) -> Mapping[str, Any]:
-        return {"url": record.url}
+        return {"url": record.url} | _trial(context, record, spec)
 
     def _has(self, context: Context, name: str, spec: WebSpec) -> bool:
         """Tell whether the port is in use because this deployment itself listens on it."""
@@ -124,7 +125,31 @@ def _config(context: Context, name: str, spec: WebSpec, model: FetchedModel, por
         max_batch_size=spec.max_batch_size,
         batch_wait_ms=spec.batch_wait_ms,
         timeout_seconds=spec.timeout_seconds,
+        challenger=None
+        if model.challenger is None
+        else ChallengerConfig(
+            model=model.challenger.ref,
+            mode=spec.challenger_mode,
+            traffic_percentage=spec.traffic_percentage,
+        ),
     )
+
+
+def _trial(context: Context, record: DeploymentRecord, spec: WebSpec) -> dict[str, Any]:
+    """Say which version is tried beside the model and how: `active`, `idle` when it serves anyway, or `refused`."""
+    if spec.challenger is None:
+        return {}
+    version = challenger_in_force(context, record.name)
+    state = "refused" if version is None else "idle" if version == record.version else "active"
+    trial: dict[str, Any] = {
+        "model_uri": spec.challenger,
+        "version": version,
+        "mode": spec.challenger_mode,
+        "state": state,
+    }
+    if spec.challenger_mode == "canary":
+        trial["traffic_percentage"] = spec.traffic_percentage
+    return {"challenger": trial}
 
 
 def _configs(context: Context) -> Iterator[tuple[str, WebConfig]]:

@@ -87,7 +87,7 @@ def _model_json(model: ModelView) -> dict[str, Any]:
         ],
         "table": None
         if counts is None
-        else {"rows": counts.rows, "labelled": counts.labelled, "duplicates": counts.duplicates},
+        else {"rows": counts.answered, "labelled": counts.labelled, "duplicates": counts.duplicates},
         "verdicts": [_verdict_json(model, verdict) for verdict in model.current],
         "actions": [_action_json(model, action) for action in model.actions],
         "policy": dict(model.policy_settings),

@@ -6,14 +6,15 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from support.cores import NAME, SCHEMA, tiny_core, tiny_request
+from support.cores import NAME, SCHEMA, tiny_core, tiny_request, tiny_scorer
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
-from mlflow_flywheel.pipelines.ids import stream_prediction_id
+from mlflow_flywheel.pipelines.ids import shadow_prediction_id, stream_prediction_id
 from mlflow_flywheel.pipelines.inference_table import DirectLog, InferenceTable
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
+from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog, model_spool
 
 DAY = datetime(2013, 2, 1, tzinfo=timezone.utc)
@@ -178,3 +179,36 @@ def test_a_damaged_line_is_kept_aside_and_its_neighbours_are_committed(
     segment.write_bytes(segment.read_bytes().replace(b'{"k"', b'\x00"k"', 1))
     assert committer.commit_once().rows == 3
     assert list(tmp_path.rglob("*.damaged"))
+
+
+def test_a_label_joins_the_answered_row_and_its_shadow_and_counts_once(
+    tmp_path: Path, committer: Committer, table: InferenceTable
+) -> None:
+    ids, clients = ["a", "b", "c", "d"], ["order-a", "order-b", None, None]
+    log = _spool(tmp_path)
+    tiny_core(log).score(tiny_request(4, ids, clients))
+    challenger = ScoringCore(
+        tiny_scorer("2"), deployment="tiny-web", mode="web", log=log, variant="challenger"
+    )
+    challenger.score(tiny_request(4, [shadow_prediction_id(name) for name in ids], clients))
+    log.close()
+    _labels(
+        tmp_path,
+        {"prediction_id": "a", "label": 1, "label_time": "2013-02-02T00:00:00Z"},
+        {"client_request_id": "order-b", "label": 0, "label_time": "2013-02-02T00:00:00Z"},
+        {"prediction_id": "c", "label": 1, "label_time": "2013-02-02T00:00:00Z"},
+        {"prediction_id": "c", "label": 0, "label_time": "2013-02-03T00:00:00Z"},
+    )
+    committer.commit_once()
+    for variant, version, named in (
+        ("champion", "1", ids),
+        ("challenger", "2", [shadow_prediction_id(name) for name in ids]),
+    ):
+        rows = {row["prediction_id"]: row for row in table.read(variant=variant).to_pylist()}
+        assert [rows[name]["label"] for name in named] == [1.0, 0.0, 0.0, None], variant
+        assert {row["model_version"] for row in rows.values()} == {version}
+        assert "answered_id" not in next(iter(rows.values()))
+    counts = table.counts()
+    assert (counts.rows, counts.answered, counts.shadow, counts.labelled) == (8, 4, 4, 3)
+    assert (counts.by_deployment, counts.duplicates) == ({"tiny-web": 4}, 0)
+    assert table.unmatched_feedback() == 0

@@ -124,6 +124,30 @@ def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: L
     assert not (home.path / "retraining" / failed["run_id"]).exists()
 
 
+@pytest.mark.parametrize("trial", [{"challenger_shadows": True}, {"challenger_answers": 20}])
+def test_what_a_challenger_said_is_not_the_champions(world: LoopWorld, trial: dict[str, int]) -> None:
+    """Monitors, the labels that a retraining waits for, and its training set see the champion's rows alone."""
+    home, records, model = world.home, world.records, world.name
+    world.register_classifier()
+    world.deploy("shop-web")
+    own = 30 - trial.get("challenger_answers", 0)
+    # one label more than the champion's own rows have: a shadow's, or a canary's, would start a retraining
+    records.set_policy(model, QUICK | {"retrain_on": "labels", "new_labels": 10 * own + 1, "min_labels": 100})
+    world.serve(range(10), 30, **trial)  # type: ignore[arg-type]
+    rows = world.table().read()
+    assert (
+        rows.num_rows == 300 * (2 if "challenger_shadows" in trial else 1) and rows["label"].null_count == 0
+    )
+    calm = run_monitors(home, records, model, day(11))
+    assert calm["rows"] == 10 * own
+    performed = calm["verdicts"][1]["metrics"]
+    assert performed["label_rows"] == 10 * own and performed["label_coverage"] == 1.0
+    assert calm["action"] == "none", calm["reason"]
+    world.serve([10], 30, **trial)  # type: ignore[arg-type]
+    ready = run_monitors(home, records, model, day(12))
+    assert (ready["rows"], ready["action"]) == (11 * own, "retrain")
+
+
 def test_without_rows_nothing_is_said(world: LoopWorld) -> None:
     world.register_classifier()
     world.serve(range(2), 10)

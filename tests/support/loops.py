@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
-from mlflow_flywheel.pipelines.ids import new_prediction_ids
+from mlflow_flywheel.pipelines.ids import new_prediction_ids, shadow_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
@@ -93,8 +94,14 @@ class LoopWorld:
         turned: bool = False,
         deployments: Sequence[str] = ("shop-web",),
         label: int | None = None,
+        challenger_shadows: bool = False,
+        challenger_answers: int = 0,
     ) -> None:
-        """Answer traffic of some days by the version in force, and send its labels, true six hours later."""
+        """Answer traffic of some days by the version in force, and send its labels, true six hours later.
+
+        `challenger_shadows`: a challenger, of the same version, is asked each row too; `challenger_answers`: the last
+        so many rows of each day are answered by it instead.
+        """
         home = self.home
         resolved = resolve_model(f"models:/{self.name}@champion", home.tracking_uri)
         scorer = load_scorer(download_model(resolved, home.models, home.tracking_uri))
@@ -108,9 +115,15 @@ class LoopWorld:
                 ]
                 ids = new_prediction_ids(per_day)
                 batch = scorer.schema.from_columns(frame.to_dict("list"), per_day)
-                ScoringCore(scorer, deployment=deployment, mode="web", log=log).score(
-                    Request(batch, ids, event_times=times)
-                )
+                asked = Request(batch, ids, event_times=times)
+                core = ScoringCore(scorer, deployment=deployment, mode="web", log=log)
+                trial = ScoringCore(scorer, deployment=deployment, mode="web", log=log, variant="challenger")
+                heard = per_day - challenger_answers
+                core.score(asked.slice(0, heard))
+                if challenger_answers:
+                    trial.score(asked.slice(heard, per_day))
+                if challenger_shadows:
+                    trial.score(replace(asked, prediction_ids=[shadow_prediction_id(name) for name in ids]))
                 labels = truth if label is None else np.full(per_day, label)
                 feedback.submit(
                     [

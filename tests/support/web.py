@@ -78,18 +78,25 @@ def running_web(config: WebConfig, folder: Path) -> Iterator[WebService]:
 
 @dataclass
 class Callers:
-    """Concurrent callers that ask until told to stop, with connections kept alive."""
+    """Concurrent callers that ask until told to stop, with connections kept alive, each with a key of its own.
+
+    `pause` is how long (seconds) a caller thinks between two requests.
+    """
 
     url: str
     body: dict[str, Any]
     count: int
+    pause: float = 0.0
     answers: list[tuple[str, ...]] = field(default_factory=list)
     predictions: list[list[Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    heard: dict[str, list[list[Any]]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(self.count)]
+        self._threads = [
+            threading.Thread(target=self._call, args=(f"caller-{i}",)) for i in range(self.count)
+        ]
         for thread in self._threads:
             thread.start()
         return self
@@ -104,12 +111,15 @@ class Callers:
         goal = len(self.answers) + n
         eventually(lambda: len(self.answers) >= goal, timeout=60, what=f"{n} more answers")
 
-    def _call(self) -> None:
+    def _call(self, key: str) -> None:
+        body = {**self.body, "client_request_id": key}
+        heard = self.heard.setdefault(key, [])
         with requests.Session() as session:
-            while not self._stop.is_set():
+            while not self._stop.wait(self.pause):
                 try:
-                    response = session.post(f"{self.url}/invocations", json=self.body, timeout=30)
+                    response = session.post(f"{self.url}/invocations", json=body, timeout=30)
                     answer = response.json()
+                    heard.append(answer["predictions"])
                     self.predictions.append(answer["predictions"])
                     self.answers.append(tuple(answer["prediction_ids"]))
                 except (requests.RequestException, KeyError) as error:

@@ -5,6 +5,7 @@ import uuid
 from mlflow_flywheel.pipelines.ids import (
     batch_prediction_ids,
     new_prediction_ids,
+    shadow_prediction_id,
     stream_position,
     stream_prediction_id,
 )
@@ -27,3 +28,15 @@ def test_stream_ids_carry_their_position() -> None:
 
 def test_batch_ids_are_repeatable() -> None:
     assert batch_prediction_ids("job", "f", range(2)) == ["job:f:0", "job:f:1"]
+
+
+def test_a_shadows_id_follows_from_the_answered_rows_and_is_no_stream_position() -> None:
+    ids = [
+        *new_prediction_ids(3),
+        stream_prediction_id("t", 1, 2, 3),
+        *batch_prediction_ids("job", "f", range(2)),
+    ]
+    shadows = [shadow_prediction_id(name) for name in ids]
+    assert shadows == [shadow_prediction_id(name) for name in ids]
+    assert len({*ids, *shadows}) == 2 * len(ids)
+    assert [stream_position(name) for name in shadows] == [None] * len(ids)

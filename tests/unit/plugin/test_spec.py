@@ -36,6 +36,19 @@ def test_a_mode_alone_is_enough() -> None:
     assert parse_spec({"mode": "batch"}) == BatchSpec()
 
 
+def test_a_trial_that_could_not_be_judged_is_refused() -> None:
+    given = {"mode": "web", "challenger": "models:/m@challenger"}
+    assert parse_spec({**given, "traffic_percentage": "2.5"}) == WebSpec(
+        challenger="models:/m@challenger", traffic_percentage=2.5
+    )
+    assert parse_spec({**given, "challenger_mode": "canary", "log": "none"})
+    assert "challenger_mode=shadow needs log=all" in refusal({**given, "log": "none"})
+    assert "needs variant=champion" in refusal({**given, "variant": "challenger"})
+    assert "traffic_percentage='101'" in refusal({**given, "traffic_percentage": "101"})
+    assert "challenger_mode='canari'" in refusal({**given, "challenger_mode": "canari"})
+    assert parse_spec({"mode": "web", "challenger": "", "challenger_mode": "shadow", "log": "none"})
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_default_in_the_help_is_what_one_gets_by_writing_it(mode: Mode) -> None:
     written = {key.name: key.default for key in keys(mode) if key.default not in ("", "required")}
