@@ -75,8 +75,9 @@ class Batcher:
         self._joined = joined
         self._stuck = stuck
         self._lock = threading.Lock()
-        self._together: SimpleQueue[_Ask] = SimpleQueue()
-        self._alone: SimpleQueue[_Ask] = SimpleQueue()
+        self._together: SimpleQueue[_Ask | None] = SimpleQueue()
+        self._alone: SimpleQueue[_Ask | None] = SimpleQueue()
+        self._threads = threads
         for target, n in ((self._score_together, 1), (self._score_alone, threads)):
             for _ in range(n):
                 threading.Thread(target=target, name=f"web{target.__name__}", daemon=True).start()
@@ -100,6 +101,17 @@ class Batcher:
         assert ask.answer is not None
         return ask.answer
 
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait to be joined."""
+        return self._together.qsize()
+
+    def close(self) -> None:
+        """End the scoring threads when they have answered those who wait; nobody may ask after that."""
+        for queue, n in ((self._together, 1), (self._alone, self._threads)):
+            for _ in range(n):
+                queue.put(None)
+
     def _names(self, rows: Rows) -> tuple[str, ...] | None:
         """Return the features that the rows have, which those joined with them must have too; None: score alone."""
         if rows.params or rows.count >= self._max_rows or isinstance(rows.columns, pa.Table):
@@ -109,14 +121,13 @@ class Batcher:
     # -- the scoring threads
 
     def _score_alone(self) -> None:
-        while True:
-            ask = self._alone.get()
+        while (ask := self._alone.get()) is not None:
             if not ask.abandoned:
                 self._score([ask])
 
     def _score_together(self) -> None:
-        while True:
-            for batch in self._gather(self._together.get()):
+        while (first := self._together.get()) is not None:
+            for batch in self._gather(first):
                 self._joined(sum(ask.rows.count for ask in batch))
                 self._score(batch)
 
@@ -132,6 +143,9 @@ class Batcher:
                 left = deadline - time.monotonic() if self._wait_seconds else 0.0
                 ask = self._together.get(timeout=left) if left > 0 else self._together.get_nowait()
             except Empty:
+                break
+            if ask is None:
+                self._together.put(None)
                 break
             if not ask.abandoned:
                 groups.setdefault(ask.names, []).append(ask)

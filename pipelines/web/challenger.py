@@ -80,10 +80,11 @@ def open_trial(
         core,
         max_rows=config.max_batch_size,
         wait_seconds=config.batch_wait_ms / 1000,
-        timeout=config.timeout_seconds
-        / 2,  # the champion needs time too when the challenger does not come back
+        # the champion needs time too when the challenger does not come back
+        timeout=config.timeout_seconds / 2,
         threads=config.threads,
     )
+    parts.callback(batcher.close)
     return Canary(
         champion, batcher, config.trial.traffic_percentage, who=describe(challenger.ref), count=count
     )

@@ -78,7 +78,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         )
         parts.callback(labels.close)
         core = ScoringCore(scorer, deployment=config.deployment, mode="web", log=log, variant=config.variant)
-        service: Service = Batcher(
+        batcher = Batcher(
             core,
             max_rows=config.max_batch_size,
             wait_seconds=config.batch_wait_ms / 1000,
@@ -87,6 +87,8 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             joined=metrics.joined,
             stuck=stop.set,
         )
+        parts.callback(batcher.close)
+        service: Service = batcher
         if challenger is not None:
             its_log = _open_log(config, challenger, parts)
             service = open_trial(config, service, challenger, its_log, metrics.challenged, parts)
