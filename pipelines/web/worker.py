@@ -27,8 +27,10 @@ from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 from .app import create_app
 from .batcher import Batcher
 from .drain import Drain
+from .exposure import check_config
 from .gate import Gate
 from .metrics import WebMetrics
+from .middleware import compose
 from .parsing import Parser
 from .server import serve
 
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
     import mlflow
 
+    check_config(config)
     metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
     scorer = load_scorer(config.model)
     channel.prepared()
@@ -97,11 +100,23 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             max_body_bytes=config.max_body_bytes,
             mlflow_version=mlflow.__version__,
         )
-        drain = Drain(app)
+        drain = Drain(compose(app, config))
         threads = config.threads + config.max_queue + _SPARE_THREADS
         _log.info("answering for %s version %s", config.model.name, config.model.version)
-        serve(drain, descriptor, threads=threads, drain=drain, stop=stop, serving=channel.serving)
+        serve(
+            drain,
+            descriptor,
+            threads=threads,
+            drain=drain,
+            stop=stop,
+            serving=channel.serving,
+            certificate=_certificate(config),
+        )
     return 0
+
+
+def _certificate(config: WebConfig) -> tuple[str, str] | None:
+    return None if config.tls_cert is None or config.tls_key is None else (config.tls_cert, config.tls_key)
 
 
 if __name__ == "__main__":

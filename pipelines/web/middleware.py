@@ -1,0 +1,32 @@
+"""What stands around the app of a web service, and in which order.
+
+From the outside in:
+
+1. `RequestLog`: every request has an id and a line, also the one that is refused further in.
+2. tracing: its span times all that follows.
+3. `SecurityHeaders`: on every answer, also on a refusal.
+4. `Cors`: a browser sends its preflight without the token, so it is answered before anybody asks for one.
+5. `Guard`: nothing of the app runs for a caller without the token.
+6. the app.
+
+`Drain` goes around all of it: a request counts as inside until the last of them is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlflow_flywheel.pipelines.config import WebConfig
+
+from .exposure import read_token
+from .guard import Guard
+from .wsgi import WSGIApp
+
+Wrap = Callable[[WSGIApp], WSGIApp]
+
+
+def compose(app: WSGIApp, config: WebConfig) -> WSGIApp:
+    """Put around an app what its configuration asks for. Raises BadInput when the token cannot be read."""
+    if config.auth_token_file is not None:
+        app = Guard(app, read_token(config.auth_token_file))
+    return app
