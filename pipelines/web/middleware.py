@@ -14,19 +14,25 @@ From the outside in:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 
 from mlflow_flywheel.pipelines.config import WebConfig
 
 from .exposure import read_token
 from .guard import Guard
+from .headers import Cors, SecurityHeaders
+from .request_log import RequestLog
 from .wsgi import WSGIApp
-
-Wrap = Callable[[WSGIApp], WSGIApp]
 
 
 def compose(app: WSGIApp, config: WebConfig) -> WSGIApp:
     """Put around an app what its configuration asks for. Raises BadInput when the token cannot be read."""
     if config.auth_token_file is not None:
         app = Guard(app, read_token(config.auth_token_file))
-    return app
+    if config.cors_origins:
+        app = Cors(app, config.cors_origins)
+    return RequestLog(SecurityHeaders(app), _to_standard_output if config.access_log else None)
+
+
+def _to_standard_output(line: bytes) -> None:
+    os.write(1, line)  # in one piece: other workers write there too

@@ -19,9 +19,9 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
+from mlflow_flywheel.pipelines.log_filters import check_excluded, open_log
 from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
-from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .app import create_app
@@ -64,6 +64,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
     check_config(config)
     metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
     scorer = load_scorer(config.model)
+    check_excluded(config.log_exclude, scorer.schema)  # while the old version still serves
     channel.prepared()
     if not channel.wait_go():
         return 0
@@ -72,10 +73,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=stop.set).start())
     with ExitStack() as parts:
-        log: SpoolLog | NullLog = NullLog()
-        if config.log:
-            log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
-            parts.callback(log.close)
+        log = open_log(config, scorer, parts)
         labels = FeedbackLog(
             config.spool, config.model.name, scorer.kind, source="web", durability=config.durability
         )

@@ -46,4 +46,4 @@ class _Pinned(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options, assert_fingerprint=self._sha256)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **options, assert_fingerprint=self._sha256)

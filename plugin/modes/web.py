@@ -11,6 +11,7 @@ import requests
 
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, NotFound, Unavailable
+from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.web.exposure import check_certificate, check_exposed
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel
@@ -50,6 +51,7 @@ class WebOperations:
     def start(
         self, context: Context, name: str, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         port = spec.port or _bind(spec.host, 0)
         config = _config(context, name, spec, model, port, keep_token(context.home, name, spec))
         status = start_master(context, config, _MODULE, timeout)
@@ -64,6 +66,7 @@ class WebOperations:
     def swap(
         self, context: Context, record: DeploymentRecord, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         present = load_config(WebConfig, context.home.config_file(record.name))
         if (spec.tls_cert is None) != (present.tls_cert is None):
             raise BadInput(
