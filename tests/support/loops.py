@@ -12,6 +12,7 @@ from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import new_prediction_ids
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.log_filters import RedactedLog
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
@@ -71,7 +72,7 @@ class LoopWorld:
         reference, truth = self.rows(n)
         return register(info.model_uri, self.name, reference.assign(y=truth), "y")
 
-    def deploy(self, *names: str) -> None:
+    def deploy(self, *names: str, **config: str) -> None:
         """Record deployments, as if they were served."""
         for name in names:
             self.records.add_deployment(
@@ -79,7 +80,7 @@ class LoopWorld:
                 model_uri=f"models:/{self.name}@champion",
                 model_name=self.name,
                 mode="web",
-                config={"mode": "web"},
+                config={"mode": "web", **config},
                 flavor="sklearn",
                 version="1",
                 status="ready",
@@ -93,6 +94,7 @@ class LoopWorld:
         turned: bool = False,
         deployments: Sequence[str] = ("shop-web",),
         label: int | None = None,
+        log_exclude: Sequence[str] = (),
     ) -> None:
         """Answer traffic of some days by the version in force, and send its labels, true six hours later."""
         home = self.home
@@ -108,9 +110,9 @@ class LoopWorld:
                 ]
                 ids = new_prediction_ids(per_day)
                 batch = scorer.schema.from_columns(frame.to_dict("list"), per_day)
-                ScoringCore(scorer, deployment=deployment, mode="web", log=log).score(
-                    Request(batch, ids, event_times=times)
-                )
+                ScoringCore(
+                    scorer, deployment=deployment, mode="web", log=RedactedLog(log, log_exclude)
+                ).score(Request(batch, ids, event_times=times))
                 labels = truth if label is None else np.full(per_day, label)
                 feedback.submit(
                     [
