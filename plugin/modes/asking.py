@@ -19,23 +19,14 @@ def session_for(config: WebConfig) -> requests.Session:
     Raises BadInput when the token cannot be read.
     """
     session = requests.Session()
+    # no proxy may see the token, and no CA bundle or netrc of the shell's has a say in whom we trust
+    session.trust_env = False
     if config.auth_token_file is not None:
-        session.auth = _Bearer(read_token(config.auth_token_file))
+        session.headers["Authorization"] = f"Bearer {read_token(config.auth_token_file)}"
     if config.tls_cert_sha256 is not None:
         session.verify = False  # the fingerprint is what is checked
         session.mount("https://", _Pinned(config.tls_cert_sha256))
     return session
-
-
-class _Bearer(requests.auth.AuthBase):
-    """As `auth`, a token is not replaced by what ~/.netrc says of the host."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _Pinned(HTTPAdapter):
