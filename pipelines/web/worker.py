@@ -33,6 +33,7 @@ from .metrics import WebMetrics
 from .middleware import compose
 from .parsing import Parser
 from .server import serve
+from .tracing import open_tracer
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 8  # for health checks and metrics while all others score or wait
@@ -98,7 +99,8 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             max_body_bytes=config.max_body_bytes,
             mlflow_version=mlflow.__version__,
         )
-        drain = Drain(compose(app, config))
+        tracer = open_tracer(config.deployment, config.model.version, parts)
+        drain = Drain(compose(app, config, tracer))
         threads = config.threads + config.max_queue + _SPARE_THREADS
         _log.info("answering for %s version %s", config.model.name, config.model.version)
         serve(
