@@ -80,8 +80,8 @@ class WebOperations:
             )
         kept = _kept_token(context, record.name, spec)
         token = keep_token(context.home, record.name, spec, kept)
-        config = _config(context, record.name, spec, model, present.port, token)
         try:
+            config = _config(context, record.name, spec, model, present.port, token)
             swap_master(context, config, timeout)
         except BaseException:
             forget_tokens(context.home, record.name, but=_token_of(present))
