@@ -54,6 +54,8 @@ class WorkerConfig(Frozen):
     id_column: str | None = Field(None, description="input column taken as client_request_id")
     timestamp_column: str | None = Field(None, description="input column taken as event_time")
     status_file: str = Field(description="where the master process reports its generations")
+    log_exclude: tuple[str, ...] = Field((), description="features that are null in the inference table")
+    log_sample: float = Field(1.0, gt=0, le=1, description="share of the rows that are logged")
 
 
 class ChallengerConfig(Frozen):
@@ -79,6 +81,15 @@ class WebConfig(WorkerConfig):
     max_batch_size: int = Field(256, ge=1, description="most rows of different requests scored together")
     batch_wait_ms: float = Field(0.0, ge=0, le=1000)
     timeout_seconds: float = Field(60.0, gt=0, le=3600, description="a later answer is a 504")
+    auth_token_file: str | None = Field(None, description="file with the bearer token that callers must send")
+    insecure: bool = Field(False, description="a host beyond loopback is fine without a token")
+    tls_cert: str | None = Field(None, description="PEM certificate; with tls_key the service speaks https")
+    tls_key: str | None = None
+    tls_cert_sha256: str | None = Field(
+        None, description="of the certificate: a renewed one makes another generation of workers"
+    )
+    cors_origins: tuple[str, ...] = ()
+    access_log: bool = Field(False, description="write a line of JSON for each request to standard output")
     challenger: ChallengerConfig | None = Field(None, description="version that is tried beside the model")
 
     @property

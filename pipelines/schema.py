@@ -189,8 +189,8 @@ class FeatureSchema:
         """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN."""
         matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order="F")
         options = _numpy_options(batch)
-        for i, column in enumerate(batch.columns):
-            matrix[:, i] = column.to_numpy(**options)
+        for i in range(len(self.features)):
+            matrix[:, i] = batch.column(i).to_numpy(**options)
         return matrix
 
     @cached_property

@@ -48,6 +48,17 @@ class Request:
             request_times=_part(self.request_times, start, end),
         )
 
+    def take(self, rows: Sequence[int]) -> Request:
+        """Return the rows at these positions."""
+        return replace(
+            self,
+            features=self.features.take(pa.array(rows, pa.int64())),
+            prediction_ids=[self.prediction_ids[i] for i in rows],
+            client_request_ids=_some(self.client_request_ids, rows),
+            event_times=_some(self.event_times, rows),
+            request_times=_some(self.request_times, rows),
+        )
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
@@ -66,6 +77,10 @@ class ScoredBatch:
         """Return the rows from `start` to before `end`."""
         part = self.predictions.slice(start, end)
         return ScoredBatch(self.request.slice(start, end), part, self.constants, self.schema)
+
+    def take(self, rows: Sequence[int]) -> ScoredBatch:
+        """Return the rows at these positions."""
+        return replace(self, request=self.request.take(rows), predictions=self.predictions.take(rows))
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns that vary by row as JSON-ready lists; times are microseconds since 1970 UTC."""
@@ -201,6 +216,10 @@ class ScoringCore:
 
 def _part(values: Sequence[Any] | None, start: int, end: int) -> Sequence[Any] | None:
     return None if values is None else values[start:end]
+
+
+def _some(values: Sequence[Any] | None, rows: Sequence[int]) -> Sequence[Any] | None:
+    return None if values is None else [values[i] for i in rows]
 
 
 def microseconds(time: datetime) -> int:

@@ -109,6 +109,10 @@ class Home:
         """Return the JSON file that tells a deployment's master what to serve."""
         return self.deployment(deployment) / "config.json"
 
+    def secrets(self, deployment: str) -> Path:
+        """Return the private folder of a deployment's token."""
+        return self.path / "secrets" / deployment
+
     def status_file(self, deployment: str) -> Path:
         """Return the file in which a deployment's master reports its generations."""
         return self.deployment(deployment) / "status.json"

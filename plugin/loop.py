@@ -26,6 +26,7 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
 
 from .home import Home
+from .kept_out import kept_out, without
 from .records import Records
 from .release import AS_OF_TAG, CHAMPION
 from .retraining import run_retraining
@@ -77,14 +78,18 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
     table = InferenceTable.open(home.tables, model)
     window = last_window(as_of, policy.window)
-    rows = _champion_rows(table, window, champion.version)
+    rows, reference = without(
+        _champion_rows(table, window, champion.version),
+        load_reference(model, champion.version, home.tracking_uri),
+        kept_out(records, model),
+    )
     turn = Turn(
         home,
         records,
         MlflowClient(home.tracking_uri),
         policy,
         champion,
-        load_reference(model, champion.version, home.tracking_uri),
+        reference,
         table,
         window,
         rows,

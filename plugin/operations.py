@@ -246,4 +246,8 @@ def _kept(raw: Mapping[str, str], spec: Spec) -> dict[str, str]:
         from .modes.batch import absolute_paths
 
         kept |= absolute_paths(spec)
+    if spec.mode == "web":
+        from .modes.web import absolute_paths as web_paths
+
+        kept |= web_paths(spec)
     return kept

@@ -42,6 +42,7 @@ from mlflow_flywheel.pipelines.training_files import (
 from mlflow_flywheel.pipelines.training_set import build_training_set
 
 from .home import Home
+from .kept_out import check_trainable
 from .project_run import run_project
 from .records import Records
 from .registration import add_version, log_reference
@@ -103,6 +104,7 @@ def run_retraining(
         policy = PolicySpec.parse(records.policy(model))
         version = _made_before(client, run_id)
         if version is None:
+            check_trainable(records, model)
             shutil.rmtree(home.path / _WORK, ignore_errors=True)  # of a try that was killed
             champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
             experiment = experiment_id(client, model)

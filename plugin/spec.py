@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from zoneinfo import ZoneInfo
 
@@ -56,6 +57,17 @@ class OnlineSpec(CommonSpec):
         "process",
         description="what an answered prediction survives: a killed process, or a power cut (slower)",
     )
+    log_exclude: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (),
+        description="features to leave out of the inference table (null there), comma-separated; neither monitors nor "
+        "retraining can use them then",
+    )
+    log_sample: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the rows to log, chosen by a hash of client_request_id (else prediction_id)",
+    )
 
 
 class WebSpec(OnlineSpec):
@@ -93,6 +105,58 @@ class WebSpec(OnlineSpec):
     traffic_percentage: float = Field(
         10.0, ge=0, le=100, description="share of callers that a canary answers, the same ones each time"
     )
+    auth_token_env: str | None = Field(
+        None,
+        description="environment variable with the token that callers must send (Authorization: Bearer ...); it is read "
+        "when the deployment is created or updated, and kept in a private file of the home",
+    )
+    auth_token_file: str | None = Field(None, description="or a file with it, read at the same times")
+    insecure: bool = Field(
+        False, description="listen beyond this machine without a token: everybody who reaches it may ask"
+    )
+    tls_cert: str | None = Field(
+        None, description="PEM certificate (with its chain): https instead of http, TLS 1.2 or newer"
+    )
+    tls_key: str | None = Field(None, description="the certificate's PEM key, without a password")
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (),
+        description="origins whose pages may ask from a browser, such as https://a.example,https://b.example",
+    )
+    access_log: bool = Field(
+        False, description="write a line of JSON for each request to the deployment's log"
+    )
+
+    @field_validator("auth_token_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("is no name of an environment variable; give its name, never the token itself")
+        return value
+
+    @field_validator("auth_token_file", "tls_cert", "tls_key")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        return None if value is None else str(Path(value).expanduser().absolute())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: give scheme, lower-case host and port as browsers send them, such as "
+                    "https://a.example or http://localhost:3000, without a path and without *"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _one_source_of_each(self) -> WebSpec:
+        if self.auth_token_env is not None and self.auth_token_file is not None:
+            raise ValueError("give auth_token_env or auth_token_file, not both: there is one token")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")
+            raise ValueError(f"{given} needs {missing} too: TLS takes a certificate and its private key")
+        return self
 
     @model_validator(mode="after")
     def _trial_can_be_judged(self) -> WebSpec:
@@ -317,7 +381,7 @@ def _shown(default: Any) -> str:
         return ""
     if isinstance(default, tuple | list):
         return ",".join(map(str, default))
-    return str(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _type_name(annotation: Any) -> str:
@@ -325,6 +389,6 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
         return "list"
-    names = {str: "text", int: "number", float: "number", timedelta: "duration"}
+    names = {str: "text", int: "number", float: "number", timedelta: "duration", bool: "true | false"}
     options = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
     return names.get(options[0], "text")

@@ -21,9 +21,9 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
+from mlflow_flywheel.pipelines.log_filters import check_excluded, open_log
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
-from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .dead_letters import DeadLetters
@@ -56,22 +56,11 @@ class Worker:
     def run(self, serving: Callable[[], None]) -> None:
         """Subscribe, call `serving`, and work until told to stop. Raises what no waiting helps with."""
         with ExitStack() as parts:
-            log: SpoolLog | NullLog = NullLog()
-            if self._config.log:
-                spooled = SpoolLog(
-                    self._config.spool,
-                    self._config.model.name,
-                    self._scorer.schema,
-                    self._scorer.kind,
-                    self._config.durability,
-                )
-                parts.callback(spooled.close)
-                log = spooled
             core = ScoringCore(
                 self._scorer,
                 deployment=self._config.deployment,
                 mode="stream",
-                log=log,
+                log=open_log(self._config, self._scorer, parts),
                 variant=self._config.variant,
             )
             try:
@@ -177,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     config = load_stream_config(config_path)
     scorer = load_scorer(config.model)
+    check_excluded(config.log_exclude, scorer.schema)
     channel.prepared()
     if not channel.wait_go():
         return 0

@@ -16,6 +16,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.generations import Generations
 from mlflow_flywheel.pipelines.worker_process import Generation
 
+from .exposure import check_config
 from .listening import listen, url_of
 from .metrics import start_anew
 
@@ -27,17 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config_path = parser.parse_args(arguments).config
     try:
         config = load_config(WebConfig, config_path)
+        check_config(config)
         start_anew(config.status_file)
         with listen(config.host, config.port) as listener:
             descriptor = listener.fileno()
+            url = url_of(listener, _scheme(config))
 
             def read(path: Path) -> WebConfig:
                 new = load_config(WebConfig, path)
-                if (new.host, new.port) != (config.host, config.port):
+                if (new.host, new.port, _scheme(new)) != (config.host, config.port, _scheme(config)):
                     raise BadInput(
-                        f"{url_of(listener)} cannot become {new.host}:{new.port} while it serves; stop this process and "
-                        "start it again"
+                        f"{url} cannot become {_scheme(new)}://{new.host}:{new.port} while it serves; stop this process "
+                        "and start it again"
                     )
+                check_config(new)
                 return new
 
             def command(generation: Generation, index: int) -> list[str]:
@@ -46,11 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return [sys.executable, "-m", module, *options]
 
             return Generations(
-                config_path, read, command, handover="overlap", pass_fds=[descriptor], url=url_of(listener)
+                config_path, read, command, handover="overlap", pass_fds=[descriptor], url=url
             ).run()
     except FlywheelError as error:
         print(error.message, file=sys.stderr)
         return 1
+
+
+def _scheme(config: WebConfig) -> str:
+    return "http" if config.tls_cert is None else "https"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from mlflow_flywheel.pipelines.errors import FlywheelError
 from .gate import Gate
 from .metrics import WebMetrics
 from .parsing import Rows
+from .request_log import ROWS
 from .responses import confess, json_response, refuse
 from .service import Answer, Service
 
@@ -46,6 +47,7 @@ class Endpoint:
                     body = read_body(environ, self._limit)
                     answer = self._service.score(parse(body, environ.get("CONTENT_TYPE") or None))
                 counted.status, counted.rows = 200, len(answer.prediction_ids)
+                environ[ROWS] = counted.rows
                 return json_response(render(answer))
             except (FlywheelError, HTTPException) as error:
                 response = refuse(error)

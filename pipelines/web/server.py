@@ -26,7 +26,7 @@ _RUNTIME_BLOCKING_THREADS = 512
 _IDLE_SECONDS = 30
 _QUIET_SECONDS = 0.5
 _POLL_SECONDS = 0.02
-_NO_TLS: tuple[Any, ...] = (False, None, None, None, "tls1.3", None, [], False)
+_OLDEST_TLS = "tls1.2"
 
 
 def serve(
@@ -37,12 +37,13 @@ def serve(
     drain: Drain,
     stop: threading.Event,
     serving: Callable[[], None],
+    certificate: tuple[str, str] | None = None,
 ) -> None:
     """Answer requests on a listening socket until `stop` is set, then drain and return.
 
-    `threads` is the most requests that are in the app at once. `serving` is called when requests are taken. Draining:
-    no new connections, every answer asks its caller to connect anew (to the next generation), and the server ends
-    when no request has come for half a second.
+    `threads` is the most requests that are in the app at once. `serving` is called when requests are taken. With a
+    `certificate` (its file and its key's) it speaks TLS, 1.2 or newer. Draining: no new connections, every answer asks
+    its caller to connect anew (to the next generation), and the server ends when no request has come for half a second.
     """
     listener = _native.SocketHolder(descriptor, False, BACKLOG)
     worker = _native.WSGIWorker(
@@ -58,7 +59,7 @@ def serve(
         HTTP1Settings(),
         None,
         None,
-        *_NO_TLS,
+        *_tls(certificate),
         (None, None),
     )
     ended = threading.Event()
@@ -75,3 +76,9 @@ def serve(
         time.sleep(_POLL_SECONDS)
     signal.set()
     ended.wait()
+
+
+def _tls(certificate: tuple[str, str] | None) -> tuple[Any, ...]:
+    """Return granian's eight arguments: on, certificate, key, its password, oldest version, and none for clients."""
+    cert, key = certificate or (None, None)
+    return (certificate is not None, cert, key, None, _OLDEST_TLS, None, [], False)

@@ -19,20 +19,23 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
-from mlflow_flywheel.pipelines.model import Scorer, load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, PredictionLog, ScoringCore
-from mlflow_flywheel.pipelines.spool import SpoolLog
+from mlflow_flywheel.pipelines.log_filters import check_excluded, open_log
+from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
 from .app import create_app
 from .batcher import Batcher
 from .challenger import load_challenger, open_trial
 from .drain import Drain
+from .exposure import check_config
 from .gate import Gate
 from .metrics import WebMetrics
+from .middleware import compose
 from .parsing import Parser
 from .server import serve
 from .service import Service
+from .tracing import open_tracer
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 8  # for health checks and metrics while all others score or wait
@@ -61,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
     import mlflow
 
+    check_config(config)
     metrics = WebMetrics(config.status_file, config.deployment, config.model.name, config.model.version)
     scorer = load_scorer(config.model)
+    check_excluded(config.log_exclude, scorer.schema)  # while the old version still serves
     challenger = load_challenger(config, scorer)
     channel.prepared()
     if not channel.wait_go():
@@ -72,7 +77,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=stop.set).start())
     with ExitStack() as parts:
-        log = _open_log(config, scorer, parts)
+        log = open_log(config, scorer, parts)
         labels = FeedbackLog(
             config.spool, config.model.name, scorer.kind, source="web", durability=config.durability
         )
@@ -90,7 +95,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         parts.callback(batcher.close)
         service: Service = batcher
         if challenger is not None:
-            its_log = _open_log(config, challenger, parts)
+            its_log = open_log(config, challenger, parts)
             service = open_trial(config, service, challenger, its_log, metrics.challenged, parts)
         app = create_app(
             core,
@@ -102,20 +107,24 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             max_body_bytes=config.max_body_bytes,
             mlflow_version=mlflow.__version__,
         )
-        drain = Drain(app)
+        tracer = open_tracer(config.deployment, config.model.version, parts)
+        drain = Drain(compose(app, config, tracer))
         threads = config.threads + config.max_queue + _SPARE_THREADS
         _log.info("answering for %s version %s", config.model.name, config.model.version)
-        serve(drain, descriptor, threads=threads, drain=drain, stop=stop, serving=channel.serving)
+        serve(
+            drain,
+            descriptor,
+            threads=threads,
+            drain=drain,
+            stop=stop,
+            serving=channel.serving,
+            certificate=_certificate(config),
+        )
     return 0
 
 
-def _open_log(config: WebConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
-    """Return a version's own log; `parts` closes it."""
-    if not config.log:
-        return NullLog()
-    log = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
-    parts.callback(log.close)
-    return log
+def _certificate(config: WebConfig) -> tuple[str, str] | None:
+    return None if config.tls_cert is None or config.tls_key is None else (config.tls_cert, config.tls_key)
 
 
 if __name__ == "__main__":

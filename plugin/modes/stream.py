@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, Unavailable
+from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.embedded_broker import broker_exists, ensure_broker, forget_broker
@@ -54,6 +55,7 @@ class StreamOperations:
     def start(
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         fresh = spec.broker is None and not broker_exists(context)
         try:
             broker = spec.broker or ensure_broker(context)
@@ -72,6 +74,7 @@ class StreamOperations:
         model: FetchedModel,
         timeout: float,
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         before = load_config(StreamConfig, context.home.config_file(record.name))
         broker = spec.broker or ensure_broker(context)
         config = _config(context, record.name, spec, model, broker)
@@ -120,6 +123,8 @@ def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, 
         id_column=spec.id_column,
         timestamp_column=spec.timestamp_column,
         status_file=str(context.home.status_file(name)),
+        log_exclude=spec.log_exclude,
+        log_sample=spec.log_sample,
         broker=broker,
         embedded=spec.broker is None,
         subscription=spec.subscription or name,

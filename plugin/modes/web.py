@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
 
 from mlflow_flywheel.pipelines.config import ChallengerConfig, WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, NotFound, Unavailable
+from mlflow_flywheel.pipelines.log_filters import check_excluded
+from mlflow_flywheel.pipelines.web.exposure import check_certificate, check_exposed
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
-from mlflow_flywheel.plugin.spec import WebSpec
+from mlflow_flywheel.plugin.spec import WebSpec, parse_spec
+from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, has_token, keep_token
 from mlflow_flywheel.plugin.trials import challenger_in_force
 
+from .asking import session_for
 from .base import Answers
 from .served import master_state, start_master, stop_master, swap_master, wait_for
 
@@ -30,6 +35,10 @@ class WebOperations:
     """See ModeOperations."""
 
     def check(self, context: Context, name: str, spec: WebSpec) -> None:
+        check_exposed(spec.host, has_token(spec), spec.insecure)
+        check_token(spec, _kept_token(context, name, spec))
+        if spec.tls_cert is not None:
+            check_certificate(spec.tls_cert, spec.tls_key)
         if spec.port == 0:
             return
         for other, config in _configs(context):
@@ -43,11 +52,13 @@ class WebOperations:
     def start(
         self, context: Context, name: str, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         port = spec.port or _bind(spec.host, 0)
-        status = start_master(context, _config(context, name, spec, model, port), _MODULE, timeout)
-        url = status.url or _url(spec.host, port)
+        config = _config(context, name, spec, model, port, keep_token(context.home, name, spec))
+        status = start_master(context, config, _MODULE, timeout)
+        url = status.url or _url(spec, port)
         wait_for(
-            lambda: _answers(url),
+            lambda: _answers(config, url),
             _ANSWER_SECONDS,
             lambda: Unavailable(f"{url} does not answer although it is served"),
         )
@@ -56,30 +67,46 @@ class WebOperations:
     def swap(
         self, context: Context, record: DeploymentRecord, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
+        check_excluded(spec.log_exclude, model.schema)
         present = load_config(WebConfig, context.home.config_file(record.name))
+        if (spec.tls_cert is None) != (present.tls_cert is None):
+            raise BadInput(
+                f"deployment {record.name!r} serves {record.url}, and cannot change between http and https while it "
+                "serves; delete it and create it anew"
+            )
         if spec.host != present.host or spec.port not in (0, present.port):
             raise BadInput(
                 f"deployment {record.name!r} listens on {present.host}:{present.port}, and its address cannot change "
                 "while it serves; delete it and create it with the new one"
             )
-        config = _config(context, record.name, spec, model, present.port)
-        swap_master(context, config, timeout)
+        kept = _kept_token(context, record.name, spec)
+        token = keep_token(context.home, record.name, spec, kept)
+        try:
+            config = _config(context, record.name, spec, model, present.port, token)
+            swap_master(context, config, timeout)
+        except BaseException:
+            forget_tokens(context.home, record.name, but=_token_of(present))
+            raise
+        forget_tokens(context.home, record.name, but=token)
         return record.url
 
     def stop(self, context: Context, name: str, forget: WebSpec | None = None) -> None:
         stop_master(context, name)
+        forget_tokens(context.home, name)
 
     def predict(
         self, context: Context, record: DeploymentRecord, spec: WebSpec, rows: pd.DataFrame, timeout: float
     ) -> Answers:
         body = f'{{"dataframe_split": {rows.to_json(orient="split", index=False, date_format="iso", date_unit="us")}}}'
+        config = load_config(WebConfig, context.home.config_file(record.name))
         try:
-            response = requests.post(
-                f"{record.url}/invocations",
-                data=body.encode(),
-                headers={"Content-Type": "application/json"},
-                timeout=timeout,
-            )
+            with session_for(config) as session:
+                response = session.post(
+                    f"{record.url}/invocations",
+                    data=body.encode(),
+                    headers={"Content-Type": "application/json"},
+                    timeout=timeout,
+                )
         except requests.RequestException as error:
             raise Unavailable(
                 f"deployment {record.name!r} does not answer at {record.url}: {type(error).__name__}; "
@@ -94,7 +121,8 @@ class WebOperations:
         return master_state(context, record.name)
 
     def places(self, context: Context, record: DeploymentRecord, spec: WebSpec) -> Mapping[str, Any]:
-        return {"url": record.url} | _trial(context, record, spec)
+        auth = {"auth": "token" if has_token(spec) else "none"}
+        return {"url": record.url} | auth | _trial(context, record, spec)
 
     def _has(self, context: Context, name: str, spec: WebSpec) -> bool:
         """Tell whether the port is in use because this deployment itself listens on it."""
@@ -104,7 +132,16 @@ class WebOperations:
         )
 
 
-def _config(context: Context, name: str, spec: WebSpec, model: FetchedModel, port: int) -> WebConfig:
+def absolute_paths(spec: WebSpec) -> dict[str, str]:
+    """Return the paths of a spec, to remember: the daemon works in another folder than the caller."""
+    paths = {key: getattr(spec, key) for key in ("auth_token_file", "tls_cert", "tls_key")}
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def _config(
+    context: Context, name: str, spec: WebSpec, model: FetchedModel, port: int, token_file: Path | None
+) -> WebConfig:
+    sha256 = None if spec.tls_cert is None else check_certificate(spec.tls_cert, spec.tls_key)
     return WebConfig(
         deployment=name,
         model=model.ref,
@@ -132,6 +169,15 @@ def _config(context: Context, name: str, spec: WebSpec, model: FetchedModel, por
             mode=spec.challenger_mode,
             traffic_percentage=spec.traffic_percentage,
         ),
+        auth_token_file=None if token_file is None else str(token_file),
+        insecure=spec.insecure,
+        tls_cert=spec.tls_cert,
+        tls_key=spec.tls_key,
+        tls_cert_sha256=sha256,
+        cors_origins=spec.cors_origins,
+        access_log=spec.access_log,
+        log_exclude=spec.log_exclude,
+        log_sample=spec.log_sample,
     )
 
 
@@ -161,6 +207,23 @@ def _configs(context: Context) -> Iterator[tuple[str, WebConfig]]:
             continue  # being made or deleted right now
 
 
+def _kept_token(context: Context, name: str, spec: WebSpec) -> Path | None:
+    """Return the token file of the running deployment, unless the spec takes the token from elsewhere than it did."""
+    try:
+        present = _token_of(load_config(WebConfig, context.home.config_file(name)))
+        before = parse_spec(context.records.deployment(name).config)
+    except NotFound:
+        return None  # it is only being made
+    same = isinstance(before, WebSpec) and (
+        (before.auth_token_env, before.auth_token_file) == (spec.auth_token_env, spec.auth_token_file)
+    )
+    return present if same and present is not None and present.exists() else None
+
+
+def _token_of(config: WebConfig) -> Path | None:
+    return None if config.auth_token_file is None else Path(config.auth_token_file)
+
+
 def _bind(host: str, port: int) -> int:
     """Return the port when it can be listened on (0: a free one); raises BadInput when it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -177,14 +240,16 @@ def _bind(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _url(host: str, port: int) -> str:
+def _url(spec: WebSpec, port: int) -> str:
+    host = spec.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    return f"{'http' if spec.tls_cert is None else 'https'}://{shown}:{port}"
 
 
-def _answers(url: str) -> bool:
+def _answers(config: WebConfig, url: str) -> bool:
     try:
-        return requests.get(f"{url}/ping", timeout=5).status_code == 200
+        with session_for(config) as session:
+            return session.get(f"{url}/ping", timeout=5).status_code == 200
     except requests.RequestException:
         return False
 

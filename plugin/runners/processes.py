@@ -5,6 +5,7 @@ A process manager that was killed leaves its children running and forgets them; 
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -15,6 +16,11 @@ import psutil
 HOME_MARK = "FLYWHEEL_SUPERVISED"
 NAME_MARK = "FLYWHEEL_PROCESS"
 _KILL_SECONDS = 10
+
+
+def in_kept_process() -> bool:
+    """Tell whether a process manager of ours keeps this process: its environment is that of some earlier shell."""
+    return NAME_MARK in os.environ
 
 
 def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process]:

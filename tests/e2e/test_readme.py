@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
+from support.certificates import make_certificate
 from support.waiting import eventually
 
 from mlflow_flywheel.plugin.home import Home
@@ -162,6 +163,21 @@ def ask_more(url: str, folder: Path) -> None:
     labels.to_csv(folder / "labels.csv", index=False)
 
 
+def open_to_others(shell: Shell, folder: Path) -> None:
+    """Deploy with the README's token and certificate, and ask without and with the token."""
+    _, setting = shell.take("export")
+    name, _, _ = setting.partition("=")
+    shell.environment[name] = "what-openssl-says"
+    cert, _ = make_certificate(folder)
+    shell.run("mlflow", "deployments", "create")
+    status = json.loads(shell.execute(["flywheel", "status", "--json"]))
+    (url,) = [d["url"] for d in status["deployments"] if d["name"] == "late-open"]
+    rows = {"dataframe_records": flights(1, 4)[["carrier", "distance"]].to_dict("records")}
+    for headers, said in (({}, 401), ({"Authorization": f"Bearer {shell.environment[name]}"}, 200)):
+        answer = requests.post(f"{url}/invocations", json=rows, headers=headers, verify=cert, timeout=30)
+        assert answer.status_code == said, answer.text
+
+
 @pytest.mark.timeout(480)  # a busy machine takes its time
 def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> None:
     url = shell.environment["MLFLOW_TRACKING_URI"]
@@ -206,6 +222,7 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert (scored["rows_out"], scored["files"]) == (300, 1)
     assert list((tmp_path / "answers").rglob("*.parquet"))
     assert "cooldown" in shell.run("flywheel", "loop", "show")
+    open_to_others(shell, tmp_path)
     assert "deployment-late-web" in shell.run("flywheel", "down")
     assert marked_processes(home.path) == []
     assert shell.left == [], "the README has commands that this test does not run"

@@ -148,6 +148,22 @@ def test_what_a_challenger_said_is_not_the_champions(world: LoopWorld, trial: di
     assert (ready["rows"], ready["action"]) == (11 * own, "retrain")
 
 
+def test_a_feature_that_is_kept_out_of_the_table_is_no_drift_and_no_training_data(world: LoopWorld) -> None:
+    home, records, model = world.home, world.records, world.name
+    world.register_classifier()
+    world.deploy("shop-web", log_exclude="b")
+    records.set_policy(model, QUICK)
+    world.serve(range(20), 30, log_exclude=["b"])
+    verdicts = run_monitors(home, records, model, day(20))["verdicts"]
+    assert [v["status"] for v in verdicts] == ["ok", "ok"], verdicts
+    assert verdicts[0]["metrics"]["tested_columns"] == 2
+    action = records.add_action(model, "retrain", "a test", {}, day(20), "key")
+    failed = run_retraining(home, records, model, "a test", day(20), action)
+    assert (failed["status"], failed["run_id"]) == ("failed", None)
+    assert "'shop-web' keeps feature 'b' out of the inference table (log_exclude)" in failed["reason"]
+    assert records.actions(model)[0].status == "failed"
+
+
 def test_without_rows_nothing_is_said(world: LoopWorld) -> None:
     world.register_classifier()
     world.serve(range(2), 10)

@@ -185,7 +185,7 @@ def test_another_address_is_refused_while_serving(service: WebService, model: Zo
     load_config(WebConfig, service.config_file).model_copy(update={"port": 5}).save(service.config_file)
     service.process.send_signal(signal.SIGHUP)
     failed = eventually(lambda: service.status().failed)
-    assert failed is not None and "cannot become 127.0.0.1:5 while it serves" in failed.error
+    assert failed is not None and "cannot become http://127.0.0.1:5 while it serves" in failed.error
     service.config_file.write_bytes(before)
     service.process.send_signal(signal.SIGHUP)
     eventually(lambda: service.status().failed is None)

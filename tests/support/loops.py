@@ -13,6 +13,7 @@ from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import new_prediction_ids, shadow_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.log_filters import RedactedLog
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
@@ -72,7 +73,7 @@ class LoopWorld:
         reference, truth = self.rows(n)
         return register(info.model_uri, self.name, reference.assign(y=truth), "y")
 
-    def deploy(self, *names: str) -> None:
+    def deploy(self, *names: str, **config: str) -> None:
         """Record deployments, as if they were served."""
         for name in names:
             self.records.add_deployment(
@@ -80,7 +81,7 @@ class LoopWorld:
                 model_uri=f"models:/{self.name}@champion",
                 model_name=self.name,
                 mode="web",
-                config={"mode": "web"},
+                config={"mode": "web", **config},
                 flavor="sklearn",
                 version="1",
                 status="ready",
@@ -96,6 +97,7 @@ class LoopWorld:
         label: int | None = None,
         challenger_shadows: bool = False,
         challenger_answers: int = 0,
+        log_exclude: Sequence[str] = (),
     ) -> None:
         """Answer traffic of some days by the version in force, and send its labels, true six hours later.
 
@@ -116,8 +118,9 @@ class LoopWorld:
                 ids = new_prediction_ids(per_day)
                 batch = scorer.schema.from_columns(frame.to_dict("list"), per_day)
                 asked = Request(batch, ids, event_times=times)
-                core = ScoringCore(scorer, deployment=deployment, mode="web", log=log)
-                trial = ScoringCore(scorer, deployment=deployment, mode="web", log=log, variant="challenger")
+                kept = RedactedLog(log, log_exclude)
+                core = ScoringCore(scorer, deployment=deployment, mode="web", log=kept)
+                trial = ScoringCore(scorer, deployment=deployment, mode="web", log=kept, variant="challenger")
                 heard = per_day - challenger_answers
                 core.score(asked.slice(0, heard))
                 if challenger_answers:

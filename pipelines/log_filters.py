@@ -1,0 +1,97 @@
+"""What a deployment keeps out of the inference table: features that nobody may keep, and rows beyond a share of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pyarrow as pa
+
+from .config import WorkerConfig
+from .errors import BadInput, nearest
+from .ids import SHADOW_SUFFIX
+from .model import Scorer
+from .schema import FeatureSchema
+from .scoring import NullLog, PredictionLog, ScoredBatch
+from .spool import SpoolLog
+
+_HASHES = 2.0**64
+
+
+def open_log(config: WorkerConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
+    """Return the log that a worker's configuration asks for; `parts` closes it.
+
+    Raises BadInput when `log_exclude` names no feature of the model.
+    """
+    check_excluded(config.log_exclude, scorer.schema)
+    if not config.log:
+        return NullLog()
+    spooled = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
+    parts.callback(spooled.close)
+    log: PredictionLog = spooled
+    if config.log_exclude:
+        log = RedactedLog(log, config.log_exclude)
+    if config.log_sample < 1:
+        log = SampledLog(log, config.log_sample)
+    return log
+
+
+def check_excluded(names: Sequence[str], schema: FeatureSchema) -> None:
+    """Raise BadInput for the first of these names that is no feature, with the nearest one that is."""
+    for name in names:
+        if name not in schema.names:
+            raise BadInput(
+                f"log_exclude={name!r} is no feature of the model{nearest(name, schema.names)}; it has: "
+                f"{', '.join(schema.names)}"
+            )
+
+
+class RedactedLog:
+    """A log in front of another one that replaces features by null; models and callers still see them."""
+
+    def __init__(self, log: PredictionLog, names: Sequence[str]) -> None:
+        self._log = log
+        self._names = frozenset(names)
+
+    def append(self, batch: ScoredBatch) -> None:
+        features = batch.request.features
+        for i, name in enumerate(batch.schema.names):
+            if name in self._names:
+                kind = features.schema.field(i).type
+                nothing = pa.nulls(features.num_rows, kind)
+                features = features.set_column(i, pa.field(name, kind), nothing)
+        self._log.append(replace(batch, request=replace(batch.request, features=features)))
+
+
+class SampledLog:
+    """A log in front of another one that lets a share of the rows through, and writes the share into them.
+
+    The choice is a function of the row's client_request_id, or else of its prediction_id: a message that is delivered
+    again meets the same fate, and so do one thing that several deployments are asked about, and a row and its shadow.
+    """
+
+    def __init__(self, log: PredictionLog, share: float) -> None:
+        self._log = log
+        self._share = share
+
+    def append(self, batch: ScoredBatch) -> None:
+        ids = batch.request.prediction_ids
+        clients = batch.request.client_request_ids or [None] * len(ids)
+        kept = [
+            i
+            for i, (client, own) in enumerate(zip(clients, ids, strict=True))
+            if is_sampled(own.removesuffix(SHADOW_SUFFIX) if client is None else client, self._share)
+        ]
+        if kept:
+            sampled = replace(
+                batch.take(kept), constants={**batch.constants, "sampling_fraction": self._share}
+            )
+            self._log.append(sampled)
+
+
+def is_sampled(key: str, share: float) -> bool:
+    """Tell whether the row of this key is among the share that is logged: the same answer everywhere and always."""
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * _HASHES

@@ -1,0 +1,78 @@
+"""The bearer tokens of web deployments: taken from the caller once, then kept in private files of the home.
+
+A deployment's processes outlive the shell that made it, and come back after a reboot, so a variable of that shell is no
+place to keep a token. Its file is named in the deployment's configuration. Each new token gets a file of a new name:
+another configuration makes another generation of workers, and until that serves, the old token is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.web.exposure import checked_token, read_token
+
+from .home import Home
+from .runners.processes import in_kept_process
+from .spec import WebSpec
+
+
+def has_token(spec: WebSpec) -> bool:
+    """Tell whether callers of the deployment need a token."""
+    return spec.auth_token_env is not None or spec.auth_token_file is not None
+
+
+def check_token(spec: WebSpec, kept: Path | None) -> None:
+    """Raise BadInput, without the token, when there is none where the spec says it is, and none kept from before."""
+    if has_token(spec):
+        _given(spec, kept)
+
+
+def keep_token(home: Home, name: str, spec: WebSpec, kept: Path | None = None) -> Path | None:
+    """Return the private file with the deployment's token: `kept` when nothing has changed, else a new one.
+
+    `kept` is the present file, if its token came from where the spec says. Raises BadInput as `check_token` does.
+    """
+    if not has_token(spec):
+        return None
+    token = _given(spec, kept)
+    if kept is not None and (token is None or token == read_token(kept)):
+        return kept
+    assert token is not None
+    folder = home.secrets(name)
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = folder / f"{secrets.token_hex(4)}.token"
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as private:
+        private.write(token + "\n")
+    return file
+
+
+def forget_tokens(home: Home, name: str, but: Path | None = None) -> None:
+    """Remove the deployment's token files, all or all but one."""
+    folder = home.secrets(name)
+    if but is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for file in folder.glob("*.token"):
+        if file != but:
+            file.unlink(missing_ok=True)
+
+
+def _given(spec: WebSpec, kept: Path | None) -> str | None:
+    """Return the token that the caller gives now; None when the one that is kept stays."""
+    if kept is not None and in_kept_process():
+        return None  # the daemon rolls a deployment over: its environment is that of some older shell
+    if spec.auth_token_file is not None:
+        return read_token(spec.auth_token_file)
+    assert spec.auth_token_env is not None
+    text = os.environ.get(spec.auth_token_env)
+    if text is None and kept is not None:
+        return None
+    variable = f"the environment variable {spec.auth_token_env} (auth_token_env)"
+    if text is None:
+        raise BadInput(f"{variable} is not set; export it in the shell that creates the deployment")
+    return checked_token(text, variable)
