@@ -16,6 +16,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
+from . import docs, home, v2
 from .endpoint import Endpoint, Environ, read_body
 from .gate import Gate
 from .metrics import CONTENT_TYPE, WebMetrics
@@ -23,7 +24,6 @@ from .openapi import document
 from .parsing import Parser, read_json
 from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
-from .v2 import is_v2, routes, v2_form
 
 
 def create_app(
@@ -54,7 +54,8 @@ def create_app(
             {"accepted": labels.submit(_feedback_rows(read_body(request.environ, max_body_bytes)))}
         )
 
-    app.register_blueprint(routes(core, parser, endpoint))
+    for part in (v2.routes(core, parser, endpoint), docs.routes(core.deployment), home.routes(core)):
+        app.register_blueprint(part)
     for path in ("/ping", "/health"):
         app.add_url_rule(path, path, lambda: Response("\n", mimetype="application/json"))
     app.add_url_rule("/version", "version", lambda: Response(mlflow_version, mimetype="text/plain"))
@@ -85,7 +86,7 @@ class _Shortcut:
 
 def _form() -> Form:
     """Return how the caller's protocol writes errors, also where no route of it was met."""
-    return v2_form if is_v2(request.path) else mlflow_form
+    return v2.v2_form if v2.is_v2(request.path) else mlflow_form
 
 
 def _mlflow_answer(answer: Answer) -> dict[str, Any]:
