@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types-view bench-loop
+.PHONY: setup demo test lint types-view bench-loop bench-web
 
 setup: $(STAMP)
 
@@ -21,6 +21,9 @@ test: setup
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py
+
+bench-web: setup
+	$(BIN)/python benchmarks/web.py
 
 # mypy does not follow the editable install's import hook: this gives it the packages as folders.
 types-view:

@@ -1,4 +1,4 @@
-"""The Flask app of a web worker: MLflow's scoring protocol over the scoring core, and feedback.
+"""The Flask app of a web worker: the scoring protocols over the scoring core, feedback, and what describes them.
 
 It runs under any WSGI server. A scored request is in the spool before its answer is made.
 """
@@ -16,12 +16,13 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
+from . import docs, home, v2
 from .endpoint import Endpoint, Environ, read_body
 from .gate import Gate
 from .metrics import CONTENT_TYPE, WebMetrics
 from .openapi import document
 from .parsing import Parser, read_json
-from .responses import confess, json_response, refuse
+from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
 
 
@@ -53,6 +54,8 @@ def create_app(
             {"accepted": labels.submit(_feedback_rows(read_body(request.environ, max_body_bytes)))}
         )
 
+    for part in (v2.routes(core, parser, endpoint), docs.routes(core.deployment), home.routes(core)):
+        app.register_blueprint(part)
     for path in ("/ping", "/health"):
         app.add_url_rule(path, path, lambda: Response("\n", mimetype="application/json"))
     app.add_url_rule("/version", "version", lambda: Response(mlflow_version, mimetype="text/plain"))
@@ -60,13 +63,9 @@ def create_app(
     described = document(core)
     app.add_url_rule("/openapi.json", "openapi", lambda: json_response(described))
 
-    handlers: list[tuple[type[Exception], Callable[[Any], Response]]] = [
-        (FlywheelError, refuse),
-        (HTTPException, refuse),
-        (Exception, confess),
-    ]
-    for kind, handler in handlers:
-        app.register_error_handler(kind, handler)
+    for kind in (FlywheelError, HTTPException):
+        app.register_error_handler(kind, lambda error: refuse(error, _form()))
+    app.register_error_handler(Exception, lambda error: confess(error, _form()))
     return app
 
 
@@ -83,6 +82,11 @@ class _Shortcut:
             return self._answer(environ)(environ, start_response)
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer
+
+
+def _form() -> Form:
+    """Return how the caller's protocol writes errors, also where no route of it was met."""
+    return v2.v2_form if v2.is_v2(request.path) else mlflow_form
 
 
 def _mlflow_answer(answer: Answer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .gate import Gate
 from .metrics import WebMetrics
 from .parsing import Rows
 from .request_log import ROWS
-from .responses import confess, json_response, refuse
+from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
 
 Environ = dict[str, Any]
@@ -35,10 +35,11 @@ class Endpoint:
         environ: Environ,
         parse: Callable[[bytes, str | None], Rows],
         render: Callable[[Answer], Any],
+        form: Form = mlflow_form,
     ) -> Response:
         """Answer one request: `parse` gets its body and content type, `render` gives the answer's JSON.
 
-        Never raises: a refusal has MLflow's form.
+        Never raises: `form` gives a refusal's JSON.
         """
         with self._metrics.request() as counted:
             try:
@@ -50,9 +51,9 @@ class Endpoint:
                 environ[ROWS] = counted.rows
                 return json_response(render(answer))
             except (FlywheelError, HTTPException) as error:
-                response = refuse(error)
+                response = refuse(error, form)
             except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets an answer
-                response = confess(error)
+                response = confess(error, form)
             counted.status = response.status_code
             return response
 

@@ -1,89 +1,170 @@
-"""The service described in OpenAPI 3, from the model's own signature and input example."""
+"""The service described in OpenAPI 3.0: every route, body and status code, with the model's own input example."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mlflow_flywheel.pipelines.model import describe
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
-_TYPES: dict[str, dict[str, Any]] = {
-    "double": {"type": "number", "nullable": True},
-    "float": {"type": "number", "nullable": True},
-    "integer": {"type": "integer", "format": "int32"},
-    "long": {"type": "integer", "format": "int64"},
-    "string": {"type": "string", "nullable": True},
-    "boolean": {"type": "boolean"},
-    "datetime": {"type": "string", "format": "date-time", "nullable": True},
+from .example import Example
+from .metrics import CONTENT_TYPE as METRICS_TYPE
+from .openapi_schemas import ref, schemas
+from .parsing import CSV, JSON, PARQUET
+
+_Operation = dict[str, Any]
+_REFUSALS = {
+    400: "something does not fit; the message says what",
+    404: "this is not served here; the message says what is",
+    405: "the path takes another method; see Allow",
+    413: "the body is larger than max_body_bytes",
+    415: "the body is of a kind, or in a charset, that is not taken",
+    422: "more rows than max_rows",
+    429: "too many requests are waiting; see Retry-After",
+    500: "the model raised, or the service made a mistake",
+    503: "what must be logged cannot be for now; see Retry-After",
+    504: "the model took longer than timeout_seconds",
 }
+_SCORING = (400, 405, 413, 415, 422, 429, 500, 503, 504)
+_RETRY_AFTER = {"description": "seconds to wait", "schema": {"type": "string"}}
 
 
 def document(core: ScoringCore) -> dict[str, Any]:
     """Return the OpenAPI document of a deployment."""
     scorer = core.scorer
-    row = {
-        "type": "object",
-        "properties": {feature.name: _TYPES[feature.type] for feature in scorer.schema.features},
-        "required": [feature.name for feature in scorer.schema.features if feature.required],
-    }
-    one_or_many = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    body: dict[str, Any] = {
-        "type": "object",
-        "required": ["dataframe_records"],
-        "properties": {
-            "dataframe_records": {"type": "array", "items": row},
-            "client_request_id": one_or_many,
-            "event_time": one_or_many,
-            "params": {"type": "object"},
-        },
-    }
-    if scorer.input_example is not None:
-        body["example"] = {"dataframe_records": scorer.input_example.slice(0, 1).to_pylist()}
-    answer = {
-        "type": "object",
-        "properties": {
-            "predictions": {"type": "array", "items": {}},
-            "prediction_ids": {"type": "array", "items": {"type": "string"}},
-        },
-    }
-    label = {
-        "type": "object",
-        "properties": {
-            "prediction_id": {"type": "string"},
-            "client_request_id": {"type": "string"},
-            "label": {"oneOf": [{"type": "number"}, {"type": "boolean"}, {"type": "string"}]},
-            "label_time": {"type": "string", "format": "date-time"},
-        },
-        "required": ["label"],
-    }
-    labels = {"type": "object", "properties": {"feedback": {"type": "array", "items": label}}}
-    accepted = {"type": "object", "properties": {"accepted": {"type": "integer"}}}
+    example = Example(core)
     return {
         "openapi": "3.0.3",
         "info": {
-            "title": f"{core.deployment}: {scorer.ref.name}",
+            "title": f"{core.deployment}: {describe(scorer.ref)}",
             "version": scorer.ref.version or "unregistered",
+            "description": "Every prediction is logged under its prediction_id before it is answered; POST /feedback "
+            "takes what came true.",
         },
         "paths": {
-            "/invocations": {"post": _operation("Score rows", body, answer)},
-            "/feedback": {"post": _operation("Give labels of earlier predictions", labels, accepted)},
+            "/invocations": {"post": _invocations(example)},
+            "/feedback": {"post": _feedback()},
+            **_v2_paths(core, example),
+            **_other_paths(),
         },
+        "components": {"schemas": schemas(scorer.schema)},
     }
 
 
-def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    def content(schema: dict[str, Any]) -> dict[str, Any]:
-        return {"content": {"application/json": {"schema": schema}}}
-
-    refused = {
-        "type": "object",
-        "properties": {"error_code": {"type": "string"}, "message": {"type": "string"}},
+def _invocations(example: Example) -> _Operation:
+    forms = {
+        "dataframe_split": example.split,
+        "dataframe_records": example.records,
+        "instances": example.instances,
+        "inputs": example.inputs,
     }
+    body = {
+        JSON: {
+            "schema": ref("Rows"),
+            "examples": {name: {"value": form} for name, form in forms.items()},
+        },
+        CSV: {"schema": {"type": "string", "description": "with a header line"}, "example": example.csv},
+        PARQUET: {"schema": {"type": "string", "format": "binary"}},
+    }
+    return _operation("invocations", "Score rows", "Predictions", _SCORING, tag="MLflow", body=body)
+
+
+def _feedback() -> _Operation:
+    example = {"feedback": [{"client_request_id": "order-7", "label": 1}]}
+    body = {JSON: {"schema": ref("Labels"), "example": example}}
+    codes = (400, 405, 413, 500, 503)
+    summary = "Give labels of earlier predictions"
+    return _operation("feedback", summary, "Accepted", codes, tag="Feedback", body=body)
+
+
+def _v2_paths(core: ScoringCore, example: Example) -> dict[str, Any]:
+    served = core.scorer.ref
+    name = _path_parameter("model_name", served.name)
+    versioned = [name, _path_parameter("model_version", served.version)]
+
+    def model(suffix: str, parameters: list[_Operation]) -> dict[str, Any]:
+        def get(operation: str, summary: str, answer: str) -> _Operation:
+            return {
+                "get": _operation(
+                    f"{operation}{suffix}", summary, answer, (404,), tag="V2", parameters=parameters
+                )
+            }
+
+        infer = _operation(
+            f"v2_infer{suffix}",
+            "Score rows as tensors: one [n] or [n, 1] per feature, or one [n, k] of all in their order",
+            "V2Answer",
+            (404, *_SCORING),
+            tag="V2",
+            body={JSON: {"schema": ref("V2Request"), "example": example.v2}},
+            parameters=parameters,
+        )
+        path = "/v2/models/{model_name}" + ("/versions/{model_version}" if suffix else "")
+        return {
+            path: get("v2_model", "What is served", "V2Model"),
+            f"{path}/ready": get("v2_model_ready", "Whether it can be asked", "V2ModelReady"),
+            f"{path}/infer": {"post": infer},
+        }
+
     return {
-        "summary": summary,
-        "requestBody": {"required": True, **content(body)},
-        "responses": {
-            "200": {"description": "done", **content(answer)},
-            "400": {"description": "something does not fit; the message says what", **content(refused)},
-            "429": {"description": "too many requests are waiting; see Retry-After", **content(refused)},
-        },
+        "/v2": {"get": _operation("v2_server", "What this server is", "V2Server", tag="V2")},
+        "/v2/health/live": {"get": _operation("v2_live", "Whether it runs", "V2Live", tag="V2")},
+        "/v2/health/ready": {"get": _operation("v2_ready", "Whether it can be asked", "V2Ready", tag="V2")},
+        **model("", [name]),
+        **(model("_version", versioned) if served.version else {}),
     }
+
+
+def _other_paths() -> dict[str, Any]:
+    """Return the paths for people and for what watches the service."""
+
+    def get(name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
+        done = {"description": "done", "content": content}
+        return {
+            "get": {"operationId": name, "summary": summary, "tags": ["Service"], "responses": {"200": done}}
+        }
+
+    text: dict[str, Any] = {"schema": {"type": "string"}}
+    page = {"text/html": text}
+    empty: dict[str, Any] = {JSON: {}}
+    return {
+        "/": get("home", "What this is and how to call it", {**page, JSON: {"schema": ref("About")}}),
+        "/docs": get("docs", "This description, to try out", page),
+        "/openapi.json": get("openapi", "This description", {JSON: {"schema": {"type": "object"}}}),
+        "/ping": get("ping", "Whether it answers", empty),
+        "/health": get("health", "Whether it answers", empty),
+        "/version": get("mlflow_version", "MLflow's version", {"text/plain": text}),
+        "/metrics": get("metrics", "Counts for Prometheus", {METRICS_TYPE.partition(";")[0]: text}),
+    }
+
+
+def _operation(
+    name: str,
+    summary: str,
+    answer: str,
+    refusals: tuple[int, ...] = (),
+    *,
+    tag: str,
+    body: dict[str, Any] | None = None,
+    parameters: list[dict[str, Any]] | None = None,
+) -> _Operation:
+    refusal = ref("V2Refusal" if tag == "V2" else "Refusal")
+    responses: dict[str, Any] = {"200": {"description": "done", "content": {JSON: {"schema": ref(answer)}}}}
+    for code in refusals:
+        responses[str(code)] = {
+            "description": _REFUSALS[code],
+            "content": {JSON: {"schema": refusal}},
+            **({"headers": {"Retry-After": _RETRY_AFTER}} if code in (429, 503) else {}),
+        }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "tags": [tag],
+        **({"parameters": parameters} if parameters else {}),
+        **({"requestBody": {"required": True, "content": body}} if body else {}),
+        "responses": responses,
+    }
+
+
+def _path_parameter(name: str, served: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [served]}}

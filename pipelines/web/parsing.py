@@ -73,7 +73,7 @@ class Parser:
 
     def parse(self, body: bytes, content_type: str | None) -> Rows:
         """Read a body. Raises BadInput, UnsupportedMediaType or TooManyRows."""
-        kind = _media_type(content_type)
+        kind = media_type(content_type)
         if kind == JSON:
             return self._parse_json(body)
         table = self._read_csv(body) if kind == CSV else self._read_parquet(body)
@@ -112,12 +112,19 @@ class Parser:
                 f"the body must be a JSON object with exactly one of {', '.join(_FORMATS)}; it has {found}"
             )
         columns, n = _READERS[given[0]](data[given[0]], self._schema)
+        return self.rows_of(columns, n, data)
+
+    def rows_of(self, columns: Mapping[str, Sequence[Any]], n: int, said: Mapping[str, Any]) -> Rows:
+        """Make rows of columns of `n` values and of what a caller `said` of them: params, client_request_id, event_time.
+
+        Raises BadInput or TooManyRows.
+        """
         self._check_count(n)
-        params = data.get("params")
+        params = said.get("params")
         if params is not None and not isinstance(params, dict):
             raise BadInput(f"params must be an object, got {type(params).__name__}")
-        ids = _per_row(data.get("client_request_id"), "client_request_id", n)
-        times = _per_row(data.get("event_time"), "event_time", n)
+        ids = _per_row(said.get("client_request_id"), "client_request_id", n)
+        times = _per_row(said.get("event_time"), "event_time", n)
         return Rows(
             columns,
             n,
@@ -148,7 +155,7 @@ def read_json(body: bytes) -> Any:
             raise BadInput(f"the body is not JSON: {error}") from None
 
 
-def _media_type(content_type: str | None) -> str:
+def media_type(content_type: str | None) -> str:
     """Return what the body is; a caller that does not say is taken to send JSON."""
     kind, *parameters = [part.strip() for part in (content_type or JSON).split(";")]
     kind = kind.lower()

@@ -1,8 +1,9 @@
-"""Answers as HTTP: JSON, and refusals in the form of MLflow's scoring server."""
+"""Answers as HTTP: JSON, and refusals in the form of the protocol that the caller speaks."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -28,11 +29,19 @@ def json_response(content: Any, status: int = 200) -> Response:
     return Response(to_json(content), status, mimetype="application/json")
 
 
-def refuse(error: FlywheelError | HTTPException) -> Response:
-    """Answer in the form of MLflow's scoring server: error_code and message."""
+Form = Callable[[str, str], Any]
+
+
+def mlflow_form(code: str, message: str) -> dict[str, str]:
+    """Return a refusal's JSON as MLflow's scoring server writes it."""
+    return {"error_code": code, "message": message}
+
+
+def refuse(error: FlywheelError | HTTPException, form: Form = mlflow_form) -> Response:
+    """Answer an error that the caller can understand; `form` makes its JSON of a code and a message."""
     if isinstance(error, FlywheelError):
         code = _BAD_REQUEST if isinstance(error, BadInput) else error.error_code
-        response = json_response({"error_code": code, "message": error.message}, error.http_status)
+        response = json_response(form(code, error.message), error.http_status)
         if error.retryable:
             response.headers["Retry-After"] = "1"
         return response
@@ -40,18 +49,14 @@ def refuse(error: FlywheelError | HTTPException) -> Response:
     message = error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
         message = "the body is larger than max_body_bytes allows; send fewer rows at a time"
-    response = json_response(
-        {"error_code": _HTTP_CODES.get(status, error.name.upper().replace(" ", "_")), "message": message},
-        status,
-    )
+    code = _HTTP_CODES.get(status, error.name.upper().replace(" ", "_"))
+    response = json_response(form(code, message), status)
     if status == 405 and getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(error.valid_methods)  # type: ignore[attr-defined]
     return response
 
 
-def confess(error: Exception) -> Response:
+def confess(error: Exception, form: Form = mlflow_form) -> Response:
     """Answer for a mistake of ours: the log has the traceback, the caller does not."""
     _log.error("request failed", exc_info=error)
-    return json_response(
-        {"error_code": "INTERNAL_ERROR", "message": "the service made a mistake; its log says more"}, 500
-    )
+    return json_response(form("INTERNAL_ERROR", "the service made a mistake; its log says more"), 500)

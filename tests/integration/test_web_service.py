@@ -163,9 +163,9 @@ def test_the_other_routes(service: WebService) -> None:
     bad = requests.post(f"{service.url}/feedback", json=[{"prediction_id": "p"}], timeout=30)
     assert (bad.status_code, bad.json()["message"]) == (400, "feedback row 0: label is missing")
     described = requests.get(f"{service.url}/openapi.json", timeout=30).json()
-    body = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    answer = requests.post(f"{service.url}/invocations", json=body["example"], timeout=30)
-    assert answer.status_code == 200
+    body = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
+    for form in body["examples"].values():
+        assert requests.post(f"{service.url}/invocations", json=form["value"], timeout=30).status_code == 200
 
 
 def test_counts_are_right_over_all_workers(service: WebService) -> None:
