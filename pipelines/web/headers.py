@@ -8,11 +8,10 @@ from typing import Any
 from .wsgi import Environ, Headers, StartResponse, WSGIApp
 
 _DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
-# Pages of ours: their scripts and styles come from the service itself, some of them inline.
+# Pages of ours: their scripts and styles come from the service itself, styles also from the page.
 _PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _EVERYWHERE = [
     ("X-Content-Type-Options", "nosniff"),
@@ -20,8 +19,7 @@ _EVERYWHERE = [
     ("Referrer-Policy", "no-referrer"),
 ]
 _PAGE = [*_EVERYWHERE, ("Content-Security-Policy", _PAGE_POLICY)]
-_DATA = [*_EVERYWHERE, ("Content-Security-Policy", _DATA_POLICY)]
-_UNKEPT = ("Cache-Control", "no-store")
+_DATA = [*_EVERYWHERE, ("Content-Security-Policy", _DATA_POLICY), ("Cache-Control", "no-store")]
 _REQUEST_HEADERS = "Authorization, Content-Type, Content-Encoding, Traceparent, Tracestate, X-Request-ID"
 _ANSWER_HEADERS = "Retry-After, WWW-Authenticate, X-Request-ID"
 _PREFLIGHT_SECONDS = "600"
@@ -30,20 +28,19 @@ _PREFLIGHT_SECONDS = "600"
 class SecurityHeaders:
     """Tells browsers to do nothing with an answer but read it; the pages at `/` and `/docs` may run their scripts.
 
-    Answers that are no page are kept by no cache, unless the app says otherwise.
+    Answers that are no page are kept by no cache. What the app itself says in one of these headers stands.
     """
 
     def __init__(self, app: WSGIApp) -> None:
         self._app = app
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        page = _is_page(environ["PATH_INFO"])
+        added = _PAGE if _is_page(environ["PATH_INFO"]) else _DATA
 
         def start(status: str, headers: Headers, *rest: Any) -> Any:
-            if page:
-                return start_response(status, [*headers, *_PAGE], *rest)
-            kept = any(name.lower() == "cache-control" for name, _ in headers)
-            return start_response(status, [*headers, *_DATA, *([] if kept else [_UNKEPT])], *rest)
+            said = {name.lower() for name, _ in headers}
+            more = [header for header in added if header[0].lower() not in said]
+            return start_response(status, [*headers, *more], *rest)
 
         return self._app(environ, start)
 

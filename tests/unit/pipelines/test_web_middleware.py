@@ -86,11 +86,13 @@ def test_browsers_may_do_nothing_with_data_and_run_the_scripts_of_pages() -> Non
         assert headers["X-Frame-Options"] == "DENY"
         assert headers["Referrer-Policy"] == "no-referrer"
         policy = headers["Content-Security-Policy"]
-        assert ("script-src 'self'" in policy) is page
+        assert ("default-src 'self'" in policy) is page
         assert "frame-ancestors 'none'" in policy and "*" not in policy
         assert headers.get("Cache-Control") == (None if page else "no-store")
-    kept = Client(SecurityHeaders(App(headers=[("Cache-Control", "max-age=60")]))).get("/openapi.json")
-    assert kept.headers.getlist("Cache-Control") == ["max-age=60"]
+    own = [("Cache-Control", "max-age=60"), ("content-security-policy", "default-src data:")]
+    kept = Client(SecurityHeaders(App(headers=own))).get("/openapi.json").headers
+    assert kept.getlist("Cache-Control") == ["max-age=60"]
+    assert kept.getlist("Content-Security-Policy") == ["default-src data:"]
 
 
 def test_cors_answers_the_origins_it_was_given_and_no_other() -> None:
