@@ -21,11 +21,10 @@ _HASHES = 2.0**64
 
 
 def open_log(config: WorkerConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
-    """Return the log that a worker's configuration asks for; `parts` closes it.
+    """Return the log of a version that a worker serves or tries, as its configuration asks; `parts` closes it.
 
-    Raises BadInput when `log_exclude` names no feature of the model.
+    A challenger may lack what `log_exclude` names; of the version that serves, the worker has asked `check_excluded`.
     """
-    check_excluded(config.log_exclude, scorer.schema)
     if not config.log:
         return NullLog()
     spooled = SpoolLog(config.spool, config.model.name, scorer.schema, scorer.kind, config.durability)
@@ -43,8 +42,8 @@ def check_excluded(names: Sequence[str], schema: FeatureSchema) -> None:
     for name in names:
         if name not in schema.names:
             raise BadInput(
-                f"log_exclude={name!r} is no feature of the model{nearest(name, schema.names)}; it has: "
-                f"{', '.join(schema.names)}"
+                f"log_exclude={name!r} is no feature of the model{nearest(name, schema.names)}; leave it out, or "
+                f"name one of: {', '.join(schema.names)}"
             )
 
 

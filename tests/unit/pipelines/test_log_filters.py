@@ -15,6 +15,7 @@ from support.web import web_config
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.ids import shadow_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.log_filters import (
     RedactedLog,
@@ -79,6 +80,16 @@ def test_the_callers_key_decides_where_there_is_one() -> None:
     assert len(kept.batches) == 1, "a request without a row to log is not logged at all"
 
 
+def test_a_row_and_its_shadow_are_kept_together() -> None:
+    ids = [f"p-{n}" for n in range(50)]
+    kept = Kept()
+    core = tiny_core(SampledLog(kept, 0.5))
+    core.score(tiny_request(50, ids))
+    core.score(tiny_request(50, [shadow_prediction_id(name) for name in ids]))
+    answered, shadows = (batch.prediction_ids for batch in kept.batches)
+    assert shadows == [shadow_prediction_id(name) for name in answered] and 0 < len(shadows) < 50
+
+
 @given(st.text(), st.floats(0.0001, 1), st.floats(0.0001, 1))
 def test_a_smaller_share_is_part_of_a_larger_one(key: str, one: float, other: float) -> None:
     assert not is_sampled(key, min(one, other)) or is_sampled(key, max(one, other))
@@ -107,6 +118,11 @@ def test_both_reach_the_table(tmp_path: Path) -> None:
     assert {(row["feature.x"], row["feature.city"], row["sampling_fraction"]) for row in rows} == {
         (None, None, 0.5)
     }
+
+
+def test_a_challenger_that_lacks_the_feature_is_logged_all_the_same(tmp_path: Path) -> None:
+    rows = _rows(tmp_path, log_exclude=("gone", "x"))
+    assert len(rows) == 40 and {row["feature.x"] for row in rows} == {None}
 
 
 def test_without_filters_and_without_a_log(tmp_path: Path) -> None:
