@@ -33,13 +33,13 @@ def document(core: ScoringCore) -> dict[str, Any]:
     """Return the OpenAPI document of a deployment."""
     scorer = core.scorer
     example = Example(core)
+    shapes = schemas(scorer.schema)
     return {
         "openapi": "3.0.3",
         "info": {
             "title": f"{core.deployment}: {describe(scorer.ref)}",
             "version": scorer.ref.version or "unregistered",
-            "description": "Every prediction is logged under its prediction_id before it is answered; POST /feedback "
-            "takes what came true.",
+            "description": "Every prediction has a prediction_id; POST /feedback takes what came true.",
         },
         "paths": {
             "/invocations": {"post": _invocations(example)},
@@ -47,7 +47,7 @@ def document(core: ScoringCore) -> dict[str, Any]:
             **_v2_paths(core, example),
             **_other_paths(),
         },
-        "components": {"schemas": schemas(scorer.schema)},
+        "components": {"schemas": {**shapes, "Rows": {**shapes["Rows"], "example": example.records}}},
     }
 
 
