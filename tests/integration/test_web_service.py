@@ -93,7 +93,7 @@ def test_answers_are_pyfuncs_answers_and_are_in_the_table(service: WebService, m
         ({"data": b"x", "headers": {"Content-Type": "text/html"}}, 415, "not supported"),
         ({"data": b"a,b\n" * 40, "headers": {"Content-Type": "text/csv"}}, 400, "is missing"),
         ({"data": b" " * 30_000, "headers": {"Content-Type": "application/json"}}, 413, "max_body_bytes"),
-        ({"json": {"inputs": {"carrier": ["AA"] * 101}}}, 413, "max_rows"),
+        ({"json": {"inputs": {"carrier": ["AA"] * 101}}}, 422, "max_rows"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(
