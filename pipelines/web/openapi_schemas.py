@@ -69,7 +69,7 @@ def _form_name(form: str) -> str:
 def _said() -> dict[str, Schema]:
     """What a caller may say of its rows: once for all of them, or a list with one entry per row."""
     one_id: Schema = {"anyOf": [_TEXT, _REAL], "nullable": True}
-    one_time: Schema = {"anyOf": [_TIME, {"type": "integer"}], "nullable": True}
+    one_time: Schema = {"anyOf": [_TIME, _REAL], "nullable": True}
     return {
         "client_request_id": {
             "description": "your own key for a row, for feedback later: one per row, or one for all",
@@ -119,7 +119,7 @@ def _of_feedback() -> dict[str, Schema]:
         "prediction_id": key,
         "client_request_id": key,
         "label": {"anyOf": [_REAL, {"type": "boolean"}, _TEXT], "description": "what came true"},
-        "label_time": {"anyOf": [_TIME, {"type": "integer"}], "nullable": True},
+        "label_time": {"anyOf": [_TIME, _REAL], "nullable": True},
         "source": {"type": "string", "nullable": True},
     }
     label = _object(fields, ["label"])
