@@ -51,7 +51,7 @@ class World:
         self.config(first).save(home.config_file(NAME))
 
     def config(self, model: FetchedModel) -> WebConfig:
-        return web._config(self.context, NAME, web.WebSpec(**TRIAL), model, 1234)  # type: ignore[arg-type]
+        return web._config(self.context, NAME, web.WebSpec(**TRIAL), model, 1234, None)  # type: ignore[arg-type]
 
     def resolve(self, uri: str, tracking_uri: str | None = None) -> ResolvedModel:
         alias = uri.rpartition("@")[2]
