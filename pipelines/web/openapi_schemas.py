@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
@@ -12,7 +13,8 @@ Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _WHOLE: Schema = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
-_REAL: Schema = {"type": "number", "format": "double", "minimum": -1.7e308, "maximum": 1.7e308}
+_LARGEST = sys.float_info.max  # a number beyond is no JSON that any double holds, and is refused
+_REAL: Schema = {"type": "number", "format": "double", "minimum": -_LARGEST, "maximum": _LARGEST}
 _TIME: Schema = {"type": "string", "format": "date-time"}
 _TYPES: dict[str, Schema] = {
     "double": _REAL,

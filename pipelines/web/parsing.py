@@ -89,6 +89,7 @@ class Parser:
                 io.BytesIO(body),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
             )
+            _ = table.column_names  # a name that is not UTF-8 raises only when it is read
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise BadInput(f"the body is not CSV that fits the model: {error}") from None
         self._check_count(table.num_rows)
@@ -99,8 +100,10 @@ class Parser:
             file = pq.ParquetFile(io.BytesIO(body))
             self._check_count(file.metadata.num_rows)  # before a small body becomes many rows
             wanted = {*self._schema.names, self._id_column, self._timestamp_column}
-            return file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
-        except (pa.ArrowException, OSError) as error:
+            table = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
+            table.validate(full=True)  # texts that are not UTF-8 raise only when they are read
+            return table
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise BadInput(f"the body is not Parquet: {error}") from None
 
     def _parse_json(self, body: bytes) -> Rows:

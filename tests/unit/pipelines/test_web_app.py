@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flask.testing import FlaskClient
 from support.cores import SCHEMA, tiny_core
@@ -203,3 +206,28 @@ def test_no_json_body_makes_the_service_fail(make: Callable[..., FlaskClient]) -
         for body in _odd_bodies():
             answer = client.post(path, data=body, headers={"Content-Type": "application/json"})
             assert answer.status_code in (200, 400), (path, body[:200], answer.text)
+
+
+def _parquet_of_bytes(name: str) -> bytes:
+    """Return a Parquet file whose texts are not UTF-8."""
+    offsets, text = pa.py_buffer(np.array([0, 1], np.int32).tobytes()), pa.py_buffer(b"\xff")
+    broken = pa.StringArray.from_buffers(1, offsets, text)
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [1.0], name: broken}), file)
+    return bytes(file.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("text/csv", b"\x94\x1a\x8e\r\xfff\x9d"),
+        ("text/csv", b"x,city\n1,\xff\n"),
+        ("application/x-parquet", _parquet_of_bytes("city")),
+        ("application/x-parquet", _parquet_of_bytes("city").replace(b"city", b"\xffity")),
+    ],
+)
+def test_texts_that_are_not_utf8_are_refused(
+    make: Callable[..., FlaskClient], content_type: str, body: bytes
+) -> None:
+    answer = make().post("/invocations", data=body, headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.get_json()["error_code"]) == (400, "BAD_REQUEST"), answer.text
