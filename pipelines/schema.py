@@ -35,6 +35,7 @@ _SCORING_TYPES = {
     "datetime": TIMESTAMP,
 }
 _NUMPY_TYPES = {"double": np.float64, "float": np.float32, "integer": np.int32, "long": np.int64}
+_INT32 = np.iinfo(np.int32)
 _CANNOT_BE_MISSING = frozenset({"integer", "long", "boolean"})
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "double": (int, float, np.integer, np.floating),
@@ -238,7 +239,15 @@ def _to_array(feature: Feature, values: Sequence[Any]) -> pa.Array:
         raise _first_complaint(feature, values) from None
     if array.null_count and feature.required and feature.type in _CANNOT_BE_MISSING:
         raise _first_complaint(feature, values)
+    if feature.type == "integer" and not _fits_int32(array):
+        raise _first_complaint(feature, values)
     return array
+
+
+def _fits_int32(array: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether whole numbers fit the model's 32 bits: numpy would wrap those that do not, without a word."""
+    bounds = pc.min_max(array).as_py()
+    return bounds["min"] is None or (bounds["min"] >= _INT32.min and bounds["max"] <= _INT32.max)
 
 
 def _kind_fits(feature: Feature, kind: type) -> bool:
@@ -275,6 +284,8 @@ def _value_fits(feature: Feature, value: Any) -> bool:
         if feature.type == "datetime":
             value = _to_datetime(value)
         if feature.type in _CANNOT_BE_MISSING and value != int(value):
+            return False
+        if feature.type == "integer" and not _INT32.min <= value <= _INT32.max:
             return False
         pa.array([value], feature.arrow_type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -318,6 +329,8 @@ def _cast(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise BadInput(
             f"column {feature.name!r} has {cast.null_count} nulls, but {feature.type} has no missing value"
         )
+    if feature.type == "integer" and not _fits_int32(cast):
+        raise BadInput(f"column {feature.name!r} must be integer, found numbers beyond 32 bits")
     return cast
 
 

@@ -122,3 +122,13 @@ def test_any_rows_are_accepted_or_refused_with_a_sentence(rows: list[dict[str, A
     else:
         assert batch.num_rows == len(rows)
         assert len(SCHEMA.to_frame(batch)) == len(rows)
+
+
+def test_numbers_beyond_32_bits_are_refused_where_the_model_takes_32() -> None:
+    schema = FeatureSchema([Feature("n", "integer")])
+    edge = [2**31 - 1, -(2**31), 2.0**31 - 1]
+    assert schema.from_columns({"n": edge}, 3).column("n").to_pylist() == [2**31 - 1, -(2**31), 2**31 - 1]
+    with pytest.raises(BadInput, match="row 1: feature 'n' must be integer, got int 2147483648"):
+        schema.from_columns({"n": [1, 2**31]}, 2)
+    with pytest.raises(BadInput, match="column 'n' must be integer, found numbers beyond 32 bits"):
+        schema.from_table(pa.table({"n": [1, 2**40]}))
