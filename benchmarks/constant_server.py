@@ -26,7 +26,7 @@ def work(descriptor: int) -> None:
     app.add_url_rule("/ping", "ping", lambda: Response("\n"))
     app.add_url_rule("/invocations", "constant", lambda: Response('{"predictions": [1]}'), methods=["POST"])
     stop = told_to_stop()
-    drain = Drain(app)
+    drain = Drain(app, shared=True)
     serve(drain, descriptor, threads=_THREADS, drain=drain, stop=stop, serving=lambda: None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,10 +13,17 @@ _LONGEST_SECONDS = 20.0
 
 
 class Drain:
-    """WSGI middleware that counts requests and, once draining, closes connections after their answer."""
+    """WSGI middleware that counts requests and, once draining, closes connections after their answer.
 
-    def __init__(self, app: Callable[[dict[str, Any], _Start], Iterable[bytes]]) -> None:
+    With `shared` it asks one caller in 256 to connect anew at any time: all workers accept on one socket, and whoever is
+    quickest when many connect at once may get them all and keep them for as long as the callers live.
+    """
+
+    def __init__(
+        self, app: Callable[[dict[str, Any], _Start], Iterable[bytes]], *, shared: bool = False
+    ) -> None:
         self._app = app
+        self._close_share = 1 / 256 if shared else 0.0
         self._lock = threading.Lock()
         self._inside = 0
         self._last = time.monotonic()
@@ -44,7 +52,7 @@ class Drain:
         return still or now - began >= _LONGEST_SECONDS
 
     def _closing(self, start_response: _Start) -> _Start:
-        if self._began is None:
+        if self._began is None and random.random() >= self._close_share:
             return start_response
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:

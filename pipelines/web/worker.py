@@ -108,7 +108,7 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             mlflow_version=mlflow.__version__,
         )
         tracer = open_tracer(config.deployment, config.model.version, parts)
-        drain = Drain(compose(app, config, tracer))
+        drain = Drain(compose(app, config, tracer), shared=config.workers > 1)
         threads = config.threads + config.max_queue + _SPARE_THREADS
         _log.info("answering for %s version %s", config.model.name, config.model.version)
         serve(
