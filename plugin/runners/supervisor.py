@@ -31,7 +31,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _STOP_MARGIN_SECONDS = 20
 _START_SECONDS = 30
 _ORPHAN_SECONDS = 15
-_BAD_NAME, _SPAWN_ERROR, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED = 10, 50, 60, 70, 90
+_BAD_NAME, _SPAWN_ERROR, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = (
+    10,
+    50,
+    60,
+    70,
+    90,
+    91,
+)
 # Of the shell that happened to start the supervisor, these must not reach the processes it keeps.
 _NOT_INHERITED = re.compile(
     r"_MLFLOW_|MLFLOW_(RUN_ID|EXPERIMENT_ID|EXPERIMENT_NAME)$|PYTEST_|SUPERVISOR_|FLYWHEEL_PROCESS$"
@@ -214,10 +221,18 @@ class SupervisorRunner:
         _write_private(self._program_file(spec.name), program)
 
     def _remove(self, known: ProcessStatus) -> None:
-        self._rpc.call(
-            "stopProcess", known.name, True, harmless=_NOT_RUNNING, seconds=self._patience(known.name)
-        )
-        self._rpc.call("removeProcessGroup", known.name, harmless=_BAD_NAME)
+        patience = self._patience(known.name)
+        deadline = time.monotonic() + patience
+        while True:
+            self._rpc.call("stopProcess", known.name, True, harmless=_NOT_RUNNING, seconds=patience)
+            try:
+                self._rpc.call("removeProcessGroup", known.name, harmless=_BAD_NAME)
+                return
+            except Fault as fault:
+                # one that had just ended, and so was not running, may be started again before it is removed
+                if fault.faultCode != _STILL_RUNNING or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def _start_known(self, name: str) -> None:
         try:
