@@ -37,11 +37,6 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.values)
 
-    def slice(self, start: int, end: int) -> Predictions:
-        """Return the rows from `start` to before `end`."""
-        proba = None if self.proba is None else self.proba.slice(start, end - start)
-        return Predictions(self.values.slice(start, end - start), proba, self.native[start:end])
-
     def take(self, rows: Sequence[int]) -> Predictions:
         """Return the rows at these positions."""
         chosen = pa.array(rows, pa.int64())

@@ -37,17 +37,6 @@ class Request:
     request_time: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     request_times: Sequence[datetime] | None = None
 
-    def slice(self, start: int, end: int) -> Request:
-        """Return the rows from `start` to before `end`."""
-        return replace(
-            self,
-            features=self.features.slice(start, end - start),
-            prediction_ids=self.prediction_ids[start:end],
-            client_request_ids=_part(self.client_request_ids, start, end),
-            event_times=_part(self.event_times, start, end),
-            request_times=_part(self.request_times, start, end),
-        )
-
     def take(self, rows: Sequence[int]) -> Request:
         """Return the rows at these positions."""
         return replace(
@@ -72,11 +61,6 @@ class ScoredBatch:
     @property
     def prediction_ids(self) -> Sequence[str]:
         return self.request.prediction_ids
-
-    def slice(self, start: int, end: int) -> ScoredBatch:
-        """Return the rows from `start` to before `end`."""
-        part = self.predictions.slice(start, end)
-        return ScoredBatch(self.request.slice(start, end), part, self.constants, self.schema)
 
     def take(self, rows: Sequence[int]) -> ScoredBatch:
         """Return the rows at these positions."""
@@ -212,10 +196,6 @@ class ScoringCore:
     def log(self, scored: ScoredBatch) -> None:
         """Write scored rows to the log. Raises Unavailable when that fails: then nobody may be answered."""
         self._log.append(scored)
-
-
-def _part(values: Sequence[Any] | None, start: int, end: int) -> Sequence[Any] | None:
-    return None if values is None else values[start:end]
 
 
 def _some(values: Sequence[Any] | None, rows: Sequence[int]) -> Sequence[Any] | None:

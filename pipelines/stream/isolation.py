@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from mlflow_flywheel.pipelines.errors import ModelError
 from mlflow_flywheel.pipelines.scoring import Request, ScoredBatch
-
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -41,19 +38,5 @@ def score_isolating(
                 refused[start] = error.message
             else:
                 half = n // 2
-                waiting += [(start + half, _slice(piece, half, n)), (start, _slice(piece, 0, half))]
+                waiting += [(start + half, piece.take(range(half, n))), (start, piece.take(range(half)))]
     return parts, refused
-
-
-def _slice(request: Request, start: int, stop: int) -> Request:
-    return replace(
-        request,
-        features=request.features.slice(start, stop - start),
-        prediction_ids=request.prediction_ids[start:stop],
-        client_request_ids=_cut(request.client_request_ids, start, stop),
-        event_times=_cut(request.event_times, start, stop),
-    )
-
-
-def _cut(values: Sequence[V] | None, start: int, stop: int) -> Sequence[V] | None:
-    return None if values is None else values[start:stop]

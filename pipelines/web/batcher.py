@@ -202,7 +202,7 @@ class Batcher:
             end = start + ask.rows.count
             if ask.committed:
                 if not everyone:
-                    self._core.log(scored.slice(start, end))
+                    self._core.log(scored.take(range(start, end)))
                 predictions = scored.predictions.native[start:end]
                 ask.answer = Answer(predictions, ask.ids, self._core.scorer.ref.version, ask.time)
                 ask.done.release()

@@ -122,9 +122,9 @@ class LoopWorld:
                 core = ScoringCore(scorer, deployment=deployment, mode="web", log=kept)
                 trial = ScoringCore(scorer, deployment=deployment, mode="web", log=kept, variant="challenger")
                 heard = per_day - challenger_answers
-                core.score(asked.slice(0, heard))
+                core.score(asked.take(range(heard)))
                 if challenger_answers:
-                    trial.score(asked.slice(heard, per_day))
+                    trial.score(asked.take(range(heard, per_day)))
                 if challenger_shadows:
                     trial.score(replace(asked, prediction_ids=[shadow_prediction_id(name) for name in ids]))
                 labels = truth if label is None else np.full(per_day, label)

@@ -54,7 +54,7 @@ def test_the_share_is_written_and_the_choice_is_the_same_each_time() -> None:
         core = tiny_core(SampledLog(kept, 0.25))
         whole = tiny_request(1000, ids)
         for start in range(0, 1000, size):
-            core.score(whole.slice(start, start + size))
+            core.score(whole.take(range(start, start + size)))
         columns = [batch.columns() for batch in kept.batches]
         assert {batch.constants["sampling_fraction"] for batch in kept.batches} == {0.25}
         runs.append(
