@@ -45,9 +45,8 @@ def _nameless(estimator: Any) -> Any | None:
         pipeline = copy.copy(estimator)
         pipeline.steps = steps
         return pipeline
-    asks_for_types = (
-        getattr(estimator, "_preprocessor", None) is not None
-    )  # categories, in histogram boosting
+    # histogram boosting has one when it found categories
+    asks_for_types = getattr(estimator, "_preprocessor", None) is not None
     makes_frames = hasattr(estimator, "_sklearn_output_config")
     if not kind.__module__.startswith(_MODULES) or asks_for_types or makes_frames:
         return None

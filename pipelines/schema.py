@@ -272,7 +272,7 @@ def _first_complaint(feature: Feature, values: Sequence[Any]) -> BadInput:
         elif not _value_fits(feature, value):
             expected = "a datetime in ISO 8601" if feature.type == "datetime" else feature.type
             return BadInput(
-                f"row {i}: feature {feature.name!r} must be {expected}, got {type(value).__name__} {_short(value)}"
+                f"row {i}: feature {feature.name!r} must be {expected}, got {type(value).__name__} {short(value)}"
             )
     return BadInput(f"feature {feature.name!r} must be a column of {feature.type}")
 
@@ -353,6 +353,7 @@ def _numpy_options(column: Any) -> dict[str, bool]:
     return {} if isinstance(column, (pa.Table, pa.ChunkedArray)) else {"zero_copy_only": False}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

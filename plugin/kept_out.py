@@ -27,16 +27,18 @@ def without(
     rows: pa.Table, reference: Reference | None, features: dict[str, str]
 ) -> tuple[pa.Table, Reference | None]:
     """Return a window and the reference without these features: that they are null is no drift."""
-    logged = [name for name in rows.column_names if name.removeprefix(FEATURE_PREFIX) in features]
+    logged = [FEATURE_PREFIX + name for name in features]
     if reference is not None:
         known = [name for name in reference.feature_names if name in features]
         reference = replace(reference, table=reference.table.drop_columns(known))
-    return rows.drop_columns([name for name in logged if name.startswith(FEATURE_PREFIX)]), reference
+    return rows.drop_columns([name for name in logged if name in rows.column_names]), reference
 
 
 def check_trainable(records: Records, model: str) -> None:
     """Raise BadInput when the logged rows of a model lack features: a model trained on them would learn the gaps."""
-    for feature, deployment in kept_out(records, model).items():
+    found = kept_out(records, model)
+    if found:
+        feature, deployment = next(iter(found.items()))
         raise BadInput(
             f"{model!r} cannot be retrained on its logged rows: deployment {deployment!r} keeps feature {feature!r} out "
             "of the inference table (log_exclude); log it, or train the next version elsewhere and register it"

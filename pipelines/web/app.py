@@ -17,13 +17,14 @@ from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
 from . import docs, home, v2
-from .endpoint import Endpoint, Environ, read_body
+from .endpoint import Endpoint, read_body
 from .gate import Gate
 from .metrics import CONTENT_TYPE, WebMetrics
 from .openapi import document
 from .parsing import Parser, read_json
 from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
+from .wsgi import Environ, StartResponse, WSGIApp
 
 
 def create_app(
@@ -39,7 +40,6 @@ def create_app(
 ) -> Flask:
     """Return the app of one model version: `core` is what is described, `service` what answers."""
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     endpoint = Endpoint(service, gate, metrics, max_body_bytes)
 
     def invocations(environ: Environ) -> Response:
@@ -72,16 +72,15 @@ def create_app(
 class _Shortcut:
     """Middleware that takes the POSTs to one path past Flask, which costs more than all else that they need."""
 
-    def __init__(self, app: Any, path: str, answer: Callable[[Environ], Response]) -> None:
+    def __init__(self, app: WSGIApp, path: str, answer: Callable[[Environ], Response]) -> None:
         self._app = app
         self._path = path
         self._answer = answer
 
-    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == self._path and environ["REQUEST_METHOD"] == "POST":
             return self._answer(environ)(environ, start_response)
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+        return self._app(environ, start_response)
 
 
 def _form() -> Form:

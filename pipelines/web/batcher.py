@@ -182,11 +182,9 @@ class Batcher:
         return Request(
             self._schema.from_columns(columns, sum(counts)),
             list(chain.from_iterable(ask.ids for ask in asks)),
-            _joined_lists([ask.rows.client_request_ids for ask in asks], counts),
-            _joined_lists([ask.rows.event_times for ask in asks], counts),
-            request_times=list(
-                chain.from_iterable([ask.time] * n for ask, n in zip(asks, counts, strict=True))
-            ),
+            join_lists([ask.rows.client_request_ids for ask in asks], counts),
+            join_lists([ask.rows.event_times for ask in asks], counts),
+            request_times=join_lists([[ask.time] * n for ask, n in zip(asks, counts, strict=True)], counts),
         )
 
     def _commit(self, asks: list[_Ask], scored: ScoredBatch) -> None:
@@ -220,7 +218,7 @@ def _joined_columns(parts: Sequence[Any], names: Sequence[str]) -> Mapping[str, 
     return {name: list(chain.from_iterable(part[name] for part in parts)) for name in names}
 
 
-def _joined_lists(parts: Sequence[list[Any] | None], counts: Sequence[int]) -> list[Any] | None:
+def join_lists(parts: Sequence[list[Any] | None], counts: Sequence[int]) -> list[Any] | None:
     """Concatenate lists of which any may be missing; None when all are."""
     if all(part is None for part in parts):
         return None

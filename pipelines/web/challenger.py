@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ from mlflow_flywheel.pipelines.ids import shadow_prediction_id
 from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
 from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoringCore
 
-from .batcher import Batcher, TimedOut
+from .batcher import Batcher, TimedOut, join_lists
 from .parsing import Rows
 from .service import Answer, Service
 
@@ -255,11 +255,9 @@ class Shadow:
         return Request(
             pa.concat_tables(parts),
             [shadow_prediction_id(name) for name in ids],
-            _joined([said.rows.client_request_ids for said in batch], counts),
-            _joined([said.rows.event_times for said in batch], counts),
-            request_times=list(
-                chain.from_iterable([asked] * n for asked, n in zip(times, counts, strict=True))
-            ),
+            join_lists([said.rows.client_request_ids for said in batch], counts),
+            join_lists([said.rows.event_times for said in batch], counts),
+            request_times=join_lists([[asked] * n for asked, n in zip(times, counts, strict=True)], counts),
         )
 
 
@@ -286,8 +284,3 @@ class _Trouble:
 
 def _table(features: pa.RecordBatch | pa.Table) -> pa.Table:
     return features if isinstance(features, pa.Table) else pa.Table.from_batches([features])
-
-
-def _joined(parts: Sequence[list[Any] | None], counts: Sequence[int]) -> list[Any]:
-    pairs = zip(parts, counts, strict=True)
-    return list(chain.from_iterable([None] * n if part is None else part for part, n in pairs))

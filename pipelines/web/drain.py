@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-_Start = Callable[..., Any]
+from .wsgi import Environ, Headers, StartResponse, WSGIApp
+
 _LONGEST_SECONDS = 20.0
 
 
@@ -19,9 +20,7 @@ class Drain:
     quickest when many connect at once may get them all and keep them for as long as the callers live.
     """
 
-    def __init__(
-        self, app: Callable[[dict[str, Any], _Start], Iterable[bytes]], *, shared: bool = False
-    ) -> None:
+    def __init__(self, app: WSGIApp, *, shared: bool = False) -> None:
         self._app = app
         self._close_share = 1 / 256 if shared else 0.0
         self._lock = threading.Lock()
@@ -29,7 +28,7 @@ class Drain:
         self._last = time.monotonic()
         self._began: float | None = None
 
-    def __call__(self, environ: dict[str, Any], start_response: _Start) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         with self._lock:
             self._inside += 1
         try:
@@ -51,11 +50,11 @@ class Drain:
             still = self._inside == 0 and now - max(self._last, began) >= seconds
         return still or now - began >= _LONGEST_SECONDS
 
-    def _closing(self, start_response: _Start) -> _Start:
+    def _closing(self, start_response: StartResponse) -> StartResponse:
         if self._began is None and random.random() >= self._close_share:
             return start_response
 
-        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+        def start(status: str, headers: Headers, *rest: Any) -> Any:
             return start_response(status, [*headers, ("Connection", "close")], *rest)
 
         return start

@@ -17,8 +17,7 @@ from .parsing import Rows
 from .request_log import ROWS
 from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
-
-Environ = dict[str, Any]
+from .wsgi import Environ
 
 
 class Endpoint:
@@ -60,10 +59,7 @@ class Endpoint:
 
 def read_body(environ: Environ, limit: int) -> bytes:
     """Read a request's body. Raises RequestEntityTooLarge beyond `limit` bytes."""
-    length = get_content_length(environ)
-    if length is not None and length > limit:
-        raise RequestEntityTooLarge()
     body: bytes = get_input_stream(environ, max_content_length=limit).read()
-    if length is None and len(body) >= limit:  # Werkzeug cuts it there without a word
+    if len(body) >= limit and get_content_length(environ) is None:  # Werkzeug cuts it there without a word
         raise RequestEntityTooLarge()
     return body

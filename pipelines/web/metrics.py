@@ -52,31 +52,28 @@ class WebMetrics:
         )
         self._rows: Any = prometheus.Counter(
             "flywheel_web_rows_total", "Rows scored", names, registry=registry
-        )
+        ).labels(**self._labels)
         self._seconds: Any = prometheus.Histogram(
             "flywheel_web_request_seconds",
             "Time to answer a scoring request",
             names,
             registry=registry,
             buckets=_SECONDS,
-        )
+        ).labels(**self._labels)
         self._batches: Any = prometheus.Histogram(
             "flywheel_web_batch_rows",
             "Rows that were scored together",
             names,
             registry=registry,
             buckets=_BATCH_ROWS,
-        )
+        ).labels(**self._labels)
         self._challenged: Any = prometheus.Counter(
             "flywheel_web_challenger_requests_total",
             "Requests that the challenger answered, shadowed, failed or dropped",
             [*names, "outcome"],
             registry=registry,
         )
-        # looking these up by their labels costs as much as counting
-        self._own_rows: Any = self._rows.labels(**self._labels)
-        self._own_seconds: Any = self._seconds.labels(**self._labels)
-        self._own_requests: dict[int, Any] = {}
+        self._requests_with: dict[int, Any] = {}
 
     def challenged(self, outcome: str) -> None:
         """Count a request by what became of it at the challenger: answered, shadowed, failed, dropped."""
@@ -84,7 +81,7 @@ class WebMetrics:
 
     def joined(self, rows: int) -> None:
         """Count a batch of joined requests by its rows."""
-        self._batches.labels(**self._labels).observe(rows)
+        self._batches.observe(rows)
 
     @contextmanager
     def request(self) -> Iterator[_Request]:
@@ -94,14 +91,15 @@ class WebMetrics:
         try:
             yield request
         finally:
-            self._own_seconds.observe(time.perf_counter() - started)
+            self._seconds.observe(time.perf_counter() - started)
             self._with_status(request.status).inc()
-            self._own_rows.inc(request.rows)
+            self._rows.inc(request.rows)
 
     def _with_status(self, status: int) -> Any:
-        found = self._own_requests.get(status)
+        """Return the counter of a status; looking it up by its labels would cost as much as counting."""
+        found = self._requests_with.get(status)
         if found is None:
-            found = self._own_requests[status] = self._requests.labels(**self._labels, status=str(status))
+            found = self._requests_with[status] = self._requests.labels(**self._labels, status=str(status))
         return found
 
     def text(self) -> bytes:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
-from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
+from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema, short
 
 from .responses import to_json
 
@@ -75,7 +75,7 @@ def _read(tensor: Any) -> tuple[str, list[int], list[Any]]:
     shape = _shape(name, tensor.get("shape"))
     if not isinstance(datatype, str) or datatype not in _KINDS:
         raise BadInput(
-            f"input {name!r}: datatype must be one of {', '.join(DATATYPES)}, got {_short(datatype)}"
+            f"input {name!r}: datatype must be one of {', '.join(DATATYPES)}, got {short(datatype)}"
             + nearest(str(datatype), DATATYPES)
         )
     if not isinstance(tensor.get("data"), list):
@@ -91,7 +91,7 @@ def _shape(name: str, shape: Any) -> list[int]:
     """Check a shape: no row is without values, for [1000000000, 0] would have no data, but rows."""
     whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
     if not isinstance(shape, list) or not whole or len(shape) not in (1, 2) or 0 in shape[1:]:
-        raise BadInput(f"input {name!r}: shape must be [n] or [n, k], got {_short(shape)}")
+        raise BadInput(f"input {name!r}: shape must be [n] or [n, k], got {short(shape)}")
     return shape
 
 
@@ -113,12 +113,12 @@ def _check_values(name: str, datatype: str, values: list[Any]) -> None:
     allowed = {*_KINDS[datatype], type(None)}
     if not allowed.issuperset(map(type, values)):
         i, value = next((i, value) for i, value in enumerate(values) if type(value) not in allowed)
-        raise BadInput(f"input {name!r}: value {i} is no {datatype}: {_short(value)}")
+        raise BadInput(f"input {name!r}: value {i} is no {datatype}: {short(value)}")
     if datatype in _RANGES:
         low, high = _RANGES[datatype]
         for i, value in enumerate(values):
             if value is not None and not low <= value <= high:
-                raise BadInput(f"input {name!r}: value {i} is no {datatype}: {_short(value)}")
+                raise BadInput(f"input {name!r}: value {i} is no {datatype}: {short(value)}")
 
 
 def _split(name: str, shape: list[int], values: list[Any], schema: FeatureSchema) -> dict[str, Sequence[Any]]:
@@ -176,8 +176,3 @@ def _text(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return to_json(value).decode().strip('"')
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

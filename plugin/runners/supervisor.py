@@ -31,14 +31,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _STOP_MARGIN_SECONDS = 20
 _START_SECONDS = 30
 _ORPHAN_SECONDS = 15
-_BAD_NAME, _SPAWN_ERROR, _ALREADY_STARTED, _NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = (
-    10,
-    50,
-    60,
-    70,
-    90,
-    91,
-)
+_BAD_NAME, _SPAWN_ERROR, _ALREADY_STARTED = 10, 50, 60
+_NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = 70, 90, 91
 # Of the shell that happened to start the supervisor, these must not reach the processes it keeps.
 _NOT_INHERITED = re.compile(
     r"_MLFLOW_|MLFLOW_(RUN_ID|EXPERIMENT_ID|EXPERIMENT_NAME)$|PYTEST_|SUPERVISOR_|FLYWHEEL_PROCESS$"
