@@ -242,12 +242,4 @@ def _refuse_known(context: Context, name: str) -> None:
 def _kept(raw: Mapping[str, str], spec: Spec) -> dict[str, str]:
     """Return the keys to remember: those that were set, with paths that mean the same in every folder."""
     kept = {key: value for key, value in raw.items() if value != "" and not key.startswith(LOOP_PREFIX)}
-    if spec.mode == "batch":
-        from .modes.batch import absolute_paths
-
-        kept |= absolute_paths(spec)
-    if spec.mode == "web":
-        from .modes.web import absolute_paths as web_paths
-
-        kept |= web_paths(spec)
-    return kept
+    return kept | mode_operations(spec.mode).absolute_paths(spec)

@@ -9,7 +9,7 @@ import click
 
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.modes.batch import BatchRequest, absolute_paths
+from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest
 
 from .common import command, do_task, find_deployment, find_model, print_json, print_table, waiting
 
@@ -104,7 +104,7 @@ def batch_run(context: Context, as_json: bool, name: str, source: str | None, ou
     spec = parse_spec(record.config)
     if not isinstance(spec, BatchSpec):
         raise BadInput(f"deployment {name!r} is a {record.mode} deployment; only batch deployments have runs")
-    paths = absolute_paths(spec.model_copy(update={"input": source, "output": output}))
+    paths = BatchOperations().absolute_paths(spec.model_copy(update={"input": source, "output": output}))
     request = BatchRequest(paths.get("input"), paths.get("output"))
     task = do_task(context, "batch_run", name, request.payload(), f"running {name}")
     result = dict(task.result or {})

@@ -35,6 +35,9 @@ class ModeOperations(Protocol[S_contra]):
     def check(self, context: Context, name: str, spec: S_contra) -> None:
         """Raise BadInput, NotFound or Unavailable for what could not work, before anything is made."""
 
+    def absolute_paths(self, spec: S_contra) -> dict[str, str]:
+        """Return the keys of the spec that are paths, made absolute: the daemon works in another folder than the caller."""
+
     def start(
         self, context: Context, name: str, spec: S_contra, model: FetchedModel, timeout: float
     ) -> str | None:

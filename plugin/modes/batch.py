@@ -76,6 +76,17 @@ class BatchOperations:
                 f"output {str(target)!r} cannot be written: {str(place)!r} is not writable; give another"
             )
 
+    def absolute_paths(self, spec: BatchSpec) -> dict[str, str]:
+        from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX, local_path
+
+        changed = {}
+        for key in ("input", "output"):
+            value = getattr(spec, key)
+            if value is not None:
+                prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
+                changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
+        return changed
+
     def start(
         self, context: Context, name: str, spec: BatchSpec, model: FetchedModel, timeout: float
     ) -> str | None:
@@ -185,19 +196,6 @@ def batch_config(
         chunk_rows=spec.chunk_rows,
         incremental=request.input is None and not source.startswith("delta:") and not is_delta(source),
     )
-
-
-def absolute_paths(spec: BatchSpec) -> dict[str, str]:
-    """Return the keys whose paths were relative to the caller's folder, made absolute: the daemon has another one."""
-    from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX, local_path
-
-    changed = {}
-    for key in ("input", "output"):
-        value = getattr(spec, key)
-        if value is not None:
-            prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
-            changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
-    return changed
 
 
 def _folder(context: Context, name: str) -> Path:

@@ -52,6 +52,9 @@ class StreamOperations:
                     "already, and the two would share its messages; give another subscription="
                 )
 
+    def absolute_paths(self, spec: StreamSpec) -> dict[str, str]:
+        return {}
+
     def start(
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:

@@ -49,6 +49,10 @@ class WebOperations:
         if not self._has(context, name, spec):
             _bind(spec.host, spec.port)
 
+    def absolute_paths(self, spec: WebSpec) -> dict[str, str]:
+        paths = {key: getattr(spec, key) for key in ("auth_token_file", "tls_cert", "tls_key")}
+        return {key: path for key, path in paths.items() if path is not None}  # the spec made them absolute
+
     def start(
         self, context: Context, name: str, spec: WebSpec, model: FetchedModel, timeout: float
     ) -> str | None:
@@ -130,12 +134,6 @@ class WebOperations:
             other == name and (config.host, config.port) == (spec.host, spec.port)
             for other, config in _configs(context)
         )
-
-
-def absolute_paths(spec: WebSpec) -> dict[str, str]:
-    """Return the paths of a spec, to remember: the daemon works in another folder than the caller."""
-    paths = {key: getattr(spec, key) for key in ("auth_token_file", "tls_cert", "tls_key")}
-    return {key: path for key, path in paths.items() if path is not None}
 
 
 def _config(
