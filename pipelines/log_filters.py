@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,13 +10,11 @@ import pyarrow as pa
 
 from .config import WorkerConfig
 from .errors import BadInput, nearest
-from .ids import SHADOW_SUFFIX
+from .ids import SHADOW_SUFFIX, place_of
 from .model import Scorer
 from .schema import FeatureSchema
 from .scoring import NullLog, PredictionLog, ScoredBatch
 from .spool import SpoolLog
-
-_HASHES = 2.0**64
 
 
 def open_log(config: WorkerConfig, scorer: Scorer, parts: ExitStack) -> PredictionLog:
@@ -92,5 +89,4 @@ class SampledLog:
 
 def is_sampled(key: str, share: float) -> bool:
     """Tell whether the row of this key is among the share that is logged: the same answer everywhere and always."""
-    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * _HASHES
+    return place_of(key, "log_sample") < share

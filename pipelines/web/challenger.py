@@ -6,7 +6,6 @@ answer of one version. What the challenger says is logged as variant `challenger
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import threading
@@ -24,7 +23,7 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.compatibility import check_stands_in
 from mlflow_flywheel.pipelines.config import WebConfig
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
-from mlflow_flywheel.pipelines.ids import shadow_prediction_id
+from mlflow_flywheel.pipelines.ids import place_of, shadow_prediction_id
 from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
 from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoringCore
 
@@ -92,8 +91,7 @@ def open_trial(
 
 def is_chosen(key: str, percentage: float) -> bool:
     """Tell whether a key is among the first `percentage` of all: the same in every process, and still at a larger one."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 * 100 < percentage
+    return place_of(key, "canary") * 100 < percentage
 
 
 class Canary:

@@ -5,6 +5,7 @@ import uuid
 from mlflow_flywheel.pipelines.ids import (
     batch_prediction_ids,
     new_prediction_ids,
+    place_of,
     shadow_prediction_id,
     stream_position,
     stream_prediction_id,
@@ -40,3 +41,12 @@ def test_a_shadows_id_follows_from_the_answered_rows_and_is_no_stream_position()
     assert shadows == [shadow_prediction_id(name) for name in ids]
     assert len({*ids, *shadows}) == 2 * len(ids)
     assert [stream_position(name) for name in shadows] == [None] * len(ids)
+
+
+def test_a_keys_places_for_two_purposes_have_nothing_to_do_with_each_other() -> None:
+    places = [(place_of(f"order-{n}", "one"), place_of(f"order-{n}", "other")) for n in range(10_000)]
+    assert places[0] == (place_of("order-0", "one"), place_of("order-0", "other"))
+    assert all(0 <= place < 1 for pair in places for place in pair)
+    first = [other for one, other in places if one < 0.1]
+    assert 900 < len(first) < 1100
+    assert 0.05 < sum(other < 0.1 for other in first) / len(first) < 0.15
