@@ -49,8 +49,9 @@ class _Ask:
 
 
 class Batcher:
-    """Scores requests of one core from many threads. `stuck` is called when the model does not come back at all.
+    """Scores requests of one core from many threads.
 
+    `stuck` is called when the model does not come back: a caller has waited in vain through a single call.
     `max_rows` bounds a joined batch, 1 joins nothing; `wait_seconds` is how long a batch waits for company; `timeout`
     (seconds) how long a caller waits for its answer; `threads` how many requests are scored beside the joined ones.
     """
@@ -75,6 +76,7 @@ class Batcher:
         self._joined = joined
         self._stuck = stuck
         self._lock = threading.Lock()
+        self._calls: dict[int, float] = {}  # when each scoring thread that is in the model went in
         self._together: SimpleQueue[_Ask | None] = SimpleQueue()
         self._alone: SimpleQueue[_Ask | None] = SimpleQueue()
         self._threads = threads
@@ -84,6 +86,7 @@ class Batcher:
 
     def score(self, rows: Rows) -> Answer:
         """See Service."""
+        came = time.monotonic()
         ask = _Ask(rows, self._names(rows), new_prediction_ids(rows.count), datetime.now(timezone.utc))
         ask.done.acquire()
         (self._alone if ask.names is None else self._together).put(ask)
@@ -91,7 +94,8 @@ class Batcher:
             with self._lock:
                 ask.abandoned = not ask.committed
             if ask.abandoned:
-                self._stuck()
+                if self._hangs(came):
+                    self._stuck()
                 raise TimedOut(
                     f"no answer within {self._timeout:g} s (timeout_seconds); send fewer rows at a time, or later"
                 )
@@ -111,6 +115,10 @@ class Batcher:
         for queue, n in ((self._together, 1), (self._alone, self._threads)):
             for _ in range(n):
                 queue.put(None)
+
+    def _hangs(self, came: float) -> bool:
+        """Tell whether the model is still in a call that it was in when a caller `came` that has waited in vain since."""
+        return any(began < came for began in list(self._calls.values()))
 
     def _names(self, rows: Rows) -> tuple[str, ...] | None:
         """Return the features that the rows have, which those joined with them must have too; None: score alone."""
@@ -155,7 +163,12 @@ class Batcher:
     def _score(self, asks: list[_Ask]) -> None:
         """Answer requests: all at once, or one by one when something is wrong with the batch."""
         try:
-            scored = self._core.predict(self._request(asks), asks[0].rows.params)
+            request = self._request(asks)
+            self._calls[threading.get_ident()] = time.monotonic()
+            try:
+                scored = self._core.predict(request, asks[0].rows.params)
+            finally:
+                del self._calls[threading.get_ident()]
         except (BadInput, ModelError) as error:
             if len(asks) == 1:
                 return _finish(asks, error)

@@ -178,6 +178,17 @@ def test_who_waits_too_long_is_told_so_and_is_not_in_the_log(model: DoublingMode
     assert list(log.rows()) == answer.prediction_ids
 
 
+def test_a_model_that_is_only_slow_ends_no_worker(model: DoublingModel, log: ListLog) -> None:
+    stuck = threading.Event()
+    joining = batcher(model, log, max_rows=64, timeout=0.2, stuck=stuck.set)
+    model.open.clear()
+    with pytest.raises(TimedOut):
+        joining.score(rows([1.0]))
+    model.open.set()
+    eventually(lambda: joining.score(rows([2.0])).predictions == [4.0])
+    assert not stuck.is_set()
+
+
 def test_a_full_disk_is_everybodys_trouble_and_nobody_is_answered(model: DoublingModel, log: ListLog) -> None:
     joining = batcher(model, log, max_rows=64)
     log.trouble = Unavailable("the disk is full")
