@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
@@ -47,6 +47,7 @@ GOALS = {
     "p99_logging_on_vs_off": "<= 1.1",
 }
 WORKERS = 2
+T = TypeVar("T")
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "6"))
 _SCRIPT = """
@@ -136,9 +137,14 @@ def ours(model: Path, folder: Path, name: str, log: bool) -> Iterator[str]:
     config.save(home / "config.json")
     command = [sys.executable, "-m", "mlflow_flywheel.pipelines.web", "--config", str(home / "config.json")]
     with _process(command):
-        while (found := read_status(status)) is None or found.serving is None or found.url is None:
-            time.sleep(0.1)
-        yield found.url
+
+        def url() -> str | None:
+            found = read_status(status)
+            return found.url if found is not None and found.serving is not None else None
+
+        found = _eventually(url, f"{name} serves")
+        assert found is not None
+        yield found
 
 
 @contextmanager
@@ -234,19 +240,26 @@ def main() -> None:
 
 def _warm_up(url: str, body: Path) -> None:
     """Wait until a server answers, and let it answer a few times."""
-    deadline = time.monotonic() + 120
-    answered = 0
-    while answered < 20:
+
+    def answered() -> bool:
+        headers = {"Content-Type": "application/json"}
         try:
-            headers = {"Content-Type": "application/json"}
-            requests.post(
-                f"{url}/invocations", body.read_bytes(), headers=headers, timeout=10
-            ).raise_for_status()
-            answered += 1
+            return requests.post(f"{url}/invocations", body.read_bytes(), headers=headers, timeout=10).ok
         except requests.RequestException:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+            return False
+
+    for _ in range(20):
+        _eventually(answered, f"{url} answers")
+
+
+def _eventually(check: Callable[[], T], what: str) -> T:
+    """Return the first truthy answer of `check`. Raises TimeoutError after two minutes without one."""
+    deadline = time.monotonic() + 120
+    while not (answer := check()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it was not so within two minutes: {what}")
+        time.sleep(0.1)
+    return answer
 
 
 if __name__ == "__main__":

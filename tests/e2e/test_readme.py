@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import pandas as pd
 import pytest
 import requests
 from support.certificates import make_certificate
+from support.processes import end_group, free_port
 from support.waiting import eventually
 
 from mlflow_flywheel.plugin.home import Home
@@ -88,12 +87,6 @@ class Shell:
         return done.stdout
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def flights(n: int, seed: int) -> pd.DataFrame:
     """Return flights of which the far ones and one carrier's are late more often."""
     rng = np.random.default_rng(seed)
@@ -120,8 +113,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         eventually(lambda: requests.get(f"{url}/health", timeout=2).ok, timeout=90, every=0.3)
         yield made
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        end_group(server)
         end_processes(marked_processes(tmp_path / "home"), 10)
 
 

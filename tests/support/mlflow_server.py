@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import requests
 
+from .processes import end_group, free_port
 from .waiting import eventually
 
 
@@ -21,9 +20,7 @@ def mlflow_server(
     folder: Path, *arguments: str, prefix: str = "", environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Serve a new SQLite store under `folder` with our pages; yields the URL, prefix included."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "flywheel", "--workers", "1"]
     command += [
         "--host",
@@ -51,9 +48,4 @@ def mlflow_server(
         assert server.poll() is None, log.read_text()
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(10)
+        end_group(server)

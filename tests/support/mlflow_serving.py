@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,15 +11,14 @@ from pathlib import Path
 
 import requests
 
+from .processes import end_group, free_port
 from .waiting import eventually
 
 
 @contextmanager
 def mlflow_serving(model: str, folder: Path) -> Iterator[str]:
     """Serve the model in this folder; yields the URL at once: wait for it with `wait_answering`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", model, "--host", "127.0.0.1", "--port", str(port)]
     # it starts uvicorn by name
@@ -38,12 +35,7 @@ def mlflow_serving(model: str, folder: Path) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(10)
+        end_group(server)
 
 
 def wait_answering(url: str) -> None:
