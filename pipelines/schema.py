@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -188,11 +189,25 @@ class FeatureSchema:
 
     def to_matrix(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray[Any, Any]:
         """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN."""
+        if isinstance(batch, pa.RecordBatch):
+            whole = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+            return np.asarray(whole, self.one_numpy_type)
         matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order="F")
         options = _numpy_options(batch)
         for i in range(len(self.features)):
             matrix[:, i] = batch.column(i).to_numpy(**options)
         return matrix
+
+    def to_lists(self, batch: pa.RecordBatch | pa.Table) -> list[list[Any]]:
+        """Make a list of Python values of each feature; datetimes are microseconds since 1970 UTC."""
+        if self.one_numpy_type is not None and isinstance(batch, pa.RecordBatch):
+            with suppress(pa.ArrowException):  # it has nulls, which no tensor knows
+                lists: list[list[Any]] = batch.to_tensor(row_major=False).to_numpy().T.tolist()
+                return lists
+        return [
+            (column.cast(pa.int64()) if feature.type == "datetime" else column).to_pylist()
+            for feature, column in zip(self.features, batch.columns, strict=True)
+        ]
 
     @cached_property
     def one_numpy_type(self) -> type | None:

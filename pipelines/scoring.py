@@ -83,9 +83,8 @@ class ScoredBatch:
             ]
         if self.predictions.proba is not None:
             columns["prediction_proba"] = self.predictions.proba.to_pylist()
-        for feature, column in zip(self.schema.features, request.features.columns, strict=True):
-            values = column.cast(pa.int64()) if feature.type == "datetime" else column
-            columns[FEATURE_PREFIX + feature.name] = values.to_pylist()
+        for name, values in zip(self.schema.names, self.schema.to_lists(request.features), strict=True):
+            columns[FEATURE_PREFIX + name] = values
         return columns
 
     @cached_property

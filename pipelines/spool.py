@@ -5,7 +5,7 @@ One folder per registered model and table, one *slot* in it per writing process:
     <root>/<model>/schema.json            the features, so that the table can be created by whoever commits first
     <root>/<model>/predictions/slot-0/    lock    held (flock) by the writer for its life: free means its writer died
                                           stream  a uuid; with segment numbers it is the Delta transaction id
-                                          next    the next segment number; numbers are never used again
+                                          next    above every segment number so far; none is ever used again
                                           7.open  the segment being written
                                           6.seg   sealed: complete, waiting for the committer
 
@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -35,8 +37,10 @@ from .errors import Unavailable
 from .schema import Feature, FeatureSchema
 from .scoring import ScoredBatch
 
+_log = logging.getLogger(__name__)
 PREDICTIONS, FEEDBACK = "predictions", "feedback"
 SEGMENT_BYTES = 16 * 1024 * 1024
+_NUMBERS_AT_ONCE = 256
 
 
 def model_spool(root: str | Path, model_name: str) -> Path:
@@ -50,8 +54,22 @@ def spooled_models(root: str | Path) -> list[str]:
     return sorted(unquote(path.name) for path in root.iterdir() if path.is_dir()) if root.exists() else []
 
 
+@dataclass
+class _Segment:
+    """A segment file that is open for writing."""
+
+    number: int
+    fd: int
+    size: int = 0
+    opened: float = field(default_factory=time.monotonic)
+
+
 class SpoolWriter:
-    """One process's place in a spool. Safe to call from several threads; close it to hand the last segment over."""
+    """One process's place in a spool. Safe to call from several threads; close it to hand the last segment over.
+
+    Whoever appends waits for one `write` only: segments are sealed, which waits for the disk, in a thread of their own,
+    in the order of their numbers.
+    """
 
     def __init__(
         self,
@@ -66,11 +84,11 @@ class SpoolWriter:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._synced: tuple[int, int] = (-1, 0)
-        self._fd = -1
-        self._number = -1
-        self._size = 0
-        self._opened = 0.0
-        self._closed = threading.Event()
+        self._current: _Segment | None = None
+        self._ended: deque[_Segment] = deque()  # to be sealed
+        self._reserved = range(0)
+        self._hurry = threading.Event()
+        self._closed = False
         self.slot, self._lock_fd = _claim_slot(folder)
         self._sealer = threading.Thread(target=self._seal_in_time, name="spool-sealer", daemon=True)
         self._sealer.start()
@@ -81,59 +99,70 @@ class SpoolWriter:
         Raises Unavailable when it could not be written whole; then nothing of it counts.
         """
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 raise Unavailable(f"the spool {self.slot} is closed; the worker is stopping, ask again")
             try:
-                if self._fd < 0:
-                    self._open_segment()
-                self._write(line + b"\n")
+                segment = self._current = self._current or self._open_segment()
+                _write(segment, line + b"\n")
             except OSError as error:
                 raise Unavailable(
                     f"the spool {self.slot} cannot be written: {error}; free disk space there"
                 ) from error
-            place = (self._number, self._size)
-            if self._size >= self._segment_bytes:
-                self._seal()
+            place = (segment.number, segment.size)
+            if segment.size >= self._segment_bytes:
+                self._end_segment()
+                self._hurry.set()
         if self._durable:
             self._sync_up_to(place)
 
     def close(self) -> None:
         """Seal the current segment and free the slot."""
-        self._closed.set()
-        self._sealer.join()
         with self._lock:
-            self._seal()
-            os.close(self._lock_fd)
+            self._closed = True
+            self._end_segment()
+        self._hurry.set()
+        self._sealer.join()
+        os.close(self._lock_fd)
 
-    def _write(self, data: bytes) -> None:
-        written = os.write(self._fd, data)
-        if written != len(data):
-            os.ftruncate(self._fd, self._size)
-            raise OSError("disk full")
-        self._size += written
+    def _open_segment(self) -> _Segment:
+        if not self._reserved:  # many at once: each time waits for the disk
+            first = int((self.slot / "next").read_text())
+            _write_durably(self.slot / "next", str(first + _NUMBERS_AT_ONCE))
+            self._reserved = range(first, first + _NUMBERS_AT_ONCE)
+        number, self._reserved = self._reserved[0], self._reserved[1:]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        return _Segment(number, os.open(self.slot / f"{number}.open", flags, 0o600))
 
-    def _open_segment(self) -> None:
-        number = int((self.slot / "next").read_text())
-        _write_durably(self.slot / "next", str(number + 1))
-        self._fd = os.open(
-            self.slot / f"{number}.open", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600
-        )
-        self._number, self._size, self._opened = number, 0, time.monotonic()
-
-    def _seal(self) -> None:
-        if self._fd < 0:
-            return
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._synced = max(self._synced, (self._number, self._size))
-        (self.slot / f"{self._number}.open").rename(self.slot / f"{self._number}.seg")
-        self._fd = -1
+    def _end_segment(self) -> None:
+        if self._current is not None:
+            self._ended.append(self._current)
+            self._current = None
 
     def _seal_in_time(self) -> None:
-        while not self._closed.wait(self._segment_seconds / 4):
+        closed = False
+        while not closed:
+            self._hurry.wait(self._segment_seconds / 4)
+            self._hurry.clear()
             with self._lock:
-                if self._fd >= 0 and time.monotonic() - self._opened >= self._segment_seconds:
-                    self._seal()
+                closed = self._closed
+                current = self._current
+                if current is not None and time.monotonic() - current.opened >= self._segment_seconds:
+                    self._end_segment()
+            try:
+                while self._ended:
+                    self._seal(self._ended[0])
+            except OSError as error:  # tried again, at the latest by whoever takes over the slot
+                _log.error(
+                    "the spool %s cannot hand a segment over: %s; free disk space there", self.slot, error
+                )
+
+    def _seal(self, segment: _Segment) -> None:
+        """Hand the oldest ended segment over to the committer. Raises OSError when the disk does not take it."""
+        os.fsync(segment.fd)
+        (self.slot / f"{segment.number}.open").rename(self.slot / f"{segment.number}.seg")
+        with self._lock:
+            self._ended.popleft()
+        os.close(segment.fd)
 
     def _sync_up_to(self, place: tuple[int, int]) -> None:
         """Return when everything up to `place` is on disk; one fdatasync serves all threads that wait for it."""
@@ -141,14 +170,23 @@ class SpoolWriter:
             if self._synced >= place:
                 return
             with self._lock:
-                reached = (self._number, self._size)
-                fd = os.dup(self._fd) if self._fd >= 0 else -1
-            if fd >= 0:
+                segments = [*self._ended, *([self._current] if self._current is not None else [])]
+                reached = max([place, *((segment.number, segment.size) for segment in segments)])
+                copies = [os.dup(segment.fd) for segment in segments]
+            for fd in copies:
                 try:
                     os.fdatasync(fd)
                 finally:
                     os.close(fd)
-            self._synced = max(self._synced, reached)
+            self._synced = reached
+
+
+def _write(segment: _Segment, data: bytes) -> None:
+    written = os.write(segment.fd, data)
+    if written != len(data):
+        os.ftruncate(segment.fd, segment.size)
+        raise OSError("disk full")
+    segment.size += written
 
 
 class SpoolLog:
@@ -258,7 +296,8 @@ def _seal_orphans(slot: Path) -> None:
 
 
 def _rename_open(slot: Path) -> None:
-    for path in slot.glob("*.open"):
+    # in the order in which they were written: the committer takes a higher number to come after a lower one
+    for path in sorted(slot.glob("*.open"), key=lambda path: int(path.stem)):
         path.rename(path.with_suffix(".seg"))
 
 

@@ -5,12 +5,13 @@ It runs under any WSGI server. A scored request is in the spool before its answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
+from werkzeug.wsgi import get_content_length
 
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
@@ -21,10 +22,13 @@ from .endpoint import Endpoint, read_body
 from .gate import Gate
 from .metrics import CONTENT_TYPE, WebMetrics
 from .openapi import document
-from .parsing import Parser, read_json
+from .parsing import JSON, Parser, read_json
 from .responses import Form, confess, json_response, mlflow_form, refuse
 from .service import Answer, Service
 from .wsgi import Environ, StartResponse, WSGIApp
+
+INVOCATIONS = "/invocations"
+_QUICK_BYTES = 64 * 1024  # more takes longer to read than other requests should wait for
 
 
 def create_app(
@@ -42,11 +46,11 @@ def create_app(
     app = Flask(__name__)
     endpoint = Endpoint(service, gate, metrics, max_body_bytes)
 
-    def invocations(environ: Environ) -> Response:
-        return endpoint.answer(environ, parser.parse, _mlflow_answer)
+    def invocations(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return endpoint.answer(environ, start_response, parser.parse, _mlflow_answer)
 
-    app.add_url_rule("/invocations", methods=["POST"], view_func=lambda: invocations(request.environ))
-    app.wsgi_app = _Shortcut(app.wsgi_app, "/invocations", invocations)  # type: ignore[method-assign]
+    app.add_url_rule(INVOCATIONS, INVOCATIONS, methods=["POST"], view_func=lambda: invocations)
+    app.wsgi_app = _Shortcut(app.wsgi_app, invocations)  # type: ignore[method-assign]
 
     @app.post("/feedback")
     def feedback() -> Response:
@@ -69,17 +73,26 @@ def create_app(
     return app
 
 
-class _Shortcut:
-    """Middleware that takes the POSTs to one path past Flask, which costs more than all else that they need."""
+def is_quick(environ: Environ) -> bool:
+    """Tell whether the app answers a request without waiting, by what it is: a few rows in JSON to be scored."""
+    return (
+        environ["PATH_INFO"] == INVOCATIONS
+        and environ["REQUEST_METHOD"] == "POST"
+        and environ.get("CONTENT_TYPE", JSON).startswith(JSON)
+        and (get_content_length(environ) or _QUICK_BYTES + 1) <= _QUICK_BYTES
+    )
 
-    def __init__(self, app: WSGIApp, path: str, answer: Callable[[Environ], Response]) -> None:
+
+class _Shortcut:
+    """Middleware that takes scoring requests past Flask, which costs more than all else that they need."""
+
+    def __init__(self, app: WSGIApp, invocations: WSGIApp) -> None:
         self._app = app
-        self._path = path
-        self._answer = answer
+        self._invocations = invocations
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == self._path and environ["REQUEST_METHOD"] == "POST":
-            return self._answer(environ)(environ, start_response)
+        if environ["PATH_INFO"] == INVOCATIONS and environ["REQUEST_METHOD"] == "POST":
+            return self._invocations(environ, start_response)
         return self._app(environ, start_response)
 
 

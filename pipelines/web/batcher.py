@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
@@ -24,6 +25,8 @@ from mlflow_flywheel.pipelines.scoring import Request, ScoredBatch, ScoringCore
 
 from .parsing import Rows
 from .service import Answer
+
+_TICK_SECONDS = 0.05
 
 
 class TimedOut(FlywheelError):
@@ -40,12 +43,11 @@ class _Ask:
     rows: Rows
     names: tuple[str, ...] | None
     ids: list[str]
-    time: datetime
-    done: threading.Lock = field(default_factory=threading.Lock)
+    asked: datetime
+    came: float = field(default_factory=time.monotonic)
     committed: bool = False
     abandoned: bool = False
-    answer: Answer | None = None
-    error: Exception | None = None
+    answer: Future[Answer] = field(default_factory=Future)
 
 
 class Batcher:
@@ -70,6 +72,7 @@ class Batcher:
         self._core = core
         self._schema = core.scorer.schema
         self._features = frozenset(self._schema.names)
+        self._all_features = tuple(sorted(self._features))
         self._max_rows = max_rows
         self._wait_seconds = wait_seconds
         self._timeout = timeout
@@ -77,32 +80,20 @@ class Batcher:
         self._stuck = stuck
         self._lock = threading.Lock()
         self._calls: dict[int, float] = {}  # when each scoring thread that is in the model went in
+        self._unanswered: set[_Ask] = set()
+        self._closed = False
         self._together: SimpleQueue[_Ask | None] = SimpleQueue()
         self._alone: SimpleQueue[_Ask | None] = SimpleQueue()
         self._threads = threads
-        for target, n in ((self._score_together, 1), (self._score_alone, threads)):
+        for target, n in ((self._score_together, 1), (self._score_alone, threads), (self._watch, 1)):
             for _ in range(n):
                 threading.Thread(target=target, name=f"web{target.__name__}", daemon=True).start()
 
-    def score(self, rows: Rows) -> Answer:
+    def submit(self, rows: Rows) -> Future[Answer]:
         """See Service."""
-        came = time.monotonic()
         ask = _Ask(rows, self._names(rows), new_prediction_ids(rows.count), datetime.now(timezone.utc))
-        ask.done.acquire()
+        self._unanswered.add(ask)
         (self._alone if ask.names is None else self._together).put(ask)
-        if not ask.done.acquire(timeout=self._timeout):
-            with self._lock:
-                ask.abandoned = not ask.committed
-            if ask.abandoned:
-                if self._hangs(came):
-                    self._stuck()
-                raise TimedOut(
-                    f"no answer within {self._timeout:g} s (timeout_seconds); send fewer rows at a time, or later"
-                )
-            ask.done.acquire()  # it is being logged right now
-        if ask.error is not None:
-            raise ask.error
-        assert ask.answer is not None
         return ask.answer
 
     @property
@@ -111,20 +102,55 @@ class Batcher:
         return self._together.qsize()
 
     def close(self) -> None:
-        """End the scoring threads when they have answered those who wait; nobody may ask after that."""
+        """End the threads when they have answered those who wait; nobody may ask after that."""
+        self._closed = True
         for queue, n in ((self._together, 1), (self._alone, self._threads)):
             for _ in range(n):
                 queue.put(None)
-
-    def _hangs(self, came: float) -> bool:
-        """Tell whether the model is still in a call that it was in when a caller `came` that has waited in vain since."""
-        return any(began < came for began in list(self._calls.values()))
 
     def _names(self, rows: Rows) -> tuple[str, ...] | None:
         """Return the features that the rows have, which those joined with them must have too; None: score alone."""
         if rows.params or rows.count >= self._max_rows or isinstance(rows.columns, pa.Table):
             return None
+        if rows.columns.keys() >= self._features:
+            return self._all_features
         return tuple(sorted(self._features & rows.columns.keys()))
+
+    # -- the thread that watches the time
+
+    def _watch(self) -> None:
+        """Abandon those who have waited too long."""
+        tick = min(_TICK_SECONDS, self._timeout / 4)
+        while self._unanswered or not self._closed:
+            time.sleep(tick)
+            latest = time.monotonic() - self._timeout
+            for ask in list(self._unanswered):
+                if ask.came <= latest:
+                    self._abandon(ask)
+
+    def _abandon(self, ask: _Ask) -> None:
+        """Tell a caller that it has waited too long, unless it is being answered right now."""
+        with self._lock:
+            ask.abandoned = not ask.committed
+        if ask.abandoned:
+            if self._hangs(ask.came):
+                self._stuck()
+            error = TimedOut(
+                f"no answer within {self._timeout:g} s (timeout_seconds); send fewer rows at a time, or later"
+            )
+            self._settle(ask, error)
+
+    def _settle(self, ask: _Ask, answer: Answer | Exception) -> None:
+        """Answer a caller; only for whoever has committed or abandoned it."""
+        self._unanswered.discard(ask)
+        if isinstance(answer, Exception):
+            ask.answer.set_exception(answer)
+        else:
+            ask.answer.set_result(answer)
+
+    def _hangs(self, came: float) -> bool:
+        """Tell whether the model is still in a call that it was in when a caller `came` that has waited in vain since."""
+        return any(began < came for began in list(self._calls.values()))
 
     # -- the scoring threads
 
@@ -171,16 +197,16 @@ class Batcher:
                 del self._calls[threading.get_ident()]
         except (BadInput, ModelError) as error:
             if len(asks) == 1:
-                return _finish(asks, error)
+                return self._refuse(asks, error)
             for ask in asks:
                 self._score([ask])
             return None
         except Exception as error:  # noqa: BLE001 - this thread must live, and the callers hear of it
-            return _finish(asks, error)
+            return self._refuse(asks, error)
         try:
             self._commit(asks, scored)
         except Exception as error:  # noqa: BLE001
-            _finish(asks, error)
+            self._refuse(asks, error)
         return None
 
     def _request(self, asks: Sequence[_Ask]) -> Request:
@@ -188,7 +214,7 @@ class Batcher:
             rows = asks[0].rows
             features = rows.features(self._schema)
             return Request(
-                features, asks[0].ids, rows.client_request_ids, rows.event_times, request_time=asks[0].time
+                features, asks[0].ids, rows.client_request_ids, rows.event_times, request_time=asks[0].asked
             )
         counts = [ask.rows.count for ask in asks]
         columns = _joined_columns([ask.rows.columns for ask in asks], asks[0].names or ())
@@ -197,15 +223,13 @@ class Batcher:
             list(chain.from_iterable(ask.ids for ask in asks)),
             join_lists([ask.rows.client_request_ids for ask in asks], counts),
             join_lists([ask.rows.event_times for ask in asks], counts),
-            request_times=join_lists([[ask.time] * n for ask, n in zip(asks, counts, strict=True)], counts),
+            request_times=join_lists([[ask.asked] * n for ask, n in zip(asks, counts, strict=True)], counts),
         )
 
     def _commit(self, asks: list[_Ask], scored: ScoredBatch) -> None:
         """Log the rows of those who still wait, and answer them."""
-        with self._lock:
-            for ask in asks:
-                ask.committed = not ask.abandoned
-            everyone = all(ask.committed for ask in asks)
+        self._keep(asks)
+        everyone = all(ask.committed for ask in asks)
         if everyone:
             self._core.log(scored)
         start = 0
@@ -215,16 +239,21 @@ class Batcher:
                 if not everyone:
                     self._core.log(scored.take(range(start, end)))
                 predictions = scored.predictions.native[start:end]
-                ask.answer = Answer(predictions, ask.ids, self._core.scorer.ref.version, ask.time)
-                ask.done.release()
+                self._settle(ask, Answer(predictions, ask.ids, self._core.scorer.ref.version, ask.asked))
             start = end
 
+    def _refuse(self, asks: Sequence[_Ask], error: Exception) -> None:
+        """Tell those who still wait why they have no answer."""
+        self._keep(asks)
+        for ask in asks:
+            if ask.committed and not ask.answer.done():
+                self._settle(ask, error)
 
-def _finish(asks: Sequence[_Ask], error: Exception) -> None:
-    for ask in asks:
-        if ask.answer is None:
-            ask.error = error
-            ask.done.release()
+    def _keep(self, asks: Sequence[_Ask]) -> None:
+        """Commit to answering those who are not abandoned."""
+        with self._lock:
+            for ask in asks:
+                ask.committed = not ask.abandoned
 
 
 def _joined_columns(parts: Sequence[Any], names: Sequence[str]) -> Mapping[str, list[Any]]:

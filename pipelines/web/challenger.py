@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -110,21 +111,35 @@ class Canary:
         self._trouble = _Trouble(who)
         self._rests_until = 0.0
 
-    def score(self, rows: Rows) -> Answer:
+    def submit(self, rows: Rows) -> Future[Answer]:
         """See Service."""
         if not self._chosen(rows) or time.monotonic() < self._rests_until:
-            return self._champion.score(rows)
-        try:
-            answer = self._challenger.score(rows)
-        except Exception as error:  # noqa: BLE001 - no caller pays for the trial
-            if isinstance(error, TimedOut):  # it may hang for good: not everybody has to find that out
-                self._rests_until = time.monotonic() + _REST_SECONDS
-            answer = self._champion.score(rows)  # when this raises too, the challenger is not to blame
-            self._count("failed")
-            self._trouble.happened("answered by the champion instead", error)
-            return answer
-        self._count("answered")
-        return answer
+            return self._champion.submit(rows)
+        heard: Future[Answer] = Future()
+        self._challenger.submit(rows).add_done_callback(lambda said: self._hear(said, rows, heard))
+        return heard
+
+    def _hear(self, said: Future[Answer], rows: Rows, heard: Future[Answer]) -> None:
+        """Pass on what the challenger said, or ask the champion instead: no caller pays for the trial."""
+        error = said.exception()
+        if error is None:
+            self._count("answered")
+            heard.set_result(said.result())
+            return
+        if isinstance(error, TimedOut):  # it may hang for good: not everybody has to find that out
+            self._rests_until = time.monotonic() + _REST_SECONDS
+        self._champion.submit(rows).add_done_callback(
+            lambda instead: self._hear_instead(instead, error, heard)
+        )
+
+    def _hear_instead(self, instead: Future[Answer], error: BaseException, heard: Future[Answer]) -> None:
+        failure = instead.exception()
+        if failure is not None:  # then the challenger was not to blame
+            heard.set_exception(failure)
+            return
+        self._count("failed")
+        self._trouble.happened("answered by the champion instead", error)
+        heard.set_result(instead.result())
 
     def _chosen(self, rows: Rows) -> bool:
         key = rows.client_request_ids[0] if rows.client_request_ids else None
@@ -171,21 +186,27 @@ class Shadow:
         self._thread = threading.Thread(target=self._run, name="web_shadow", daemon=True)
         self._thread.start()
 
-    def score(self, rows: Rows) -> Answer:
+    def submit(self, rows: Rows) -> Future[Answer]:
         """See Service; the answer is the champion's."""
-        answer = self._champion.score(rows)
+        answer = self._champion.submit(rows)
+        answer.add_done_callback(lambda said: self._offer(rows, said))
+        return answer
+
+    def _offer(self, rows: Rows, said: Future[Answer]) -> None:
+        """Let an answered request wait for the challenger, if there is room."""
+        if said.exception() is not None:
+            return
         with self._lock:
             # one that is larger than all the room may have the room for itself
             fits = not self._closing.is_set() and (
                 not self._waiting or self._rows + rows.count <= self._waiting_rows
             )
             if fits:
-                self._waiting.append(_Said(rows, answer))
+                self._waiting.append(_Said(rows, said.result()))
                 self._rows += rows.count
                 self._lock.notify()
         if not fits:
             self._drop()
-        return answer
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
         """Take no more, score what waits as far as that is done within `seconds`, and drop the rest."""
@@ -268,7 +289,7 @@ class _Trouble:
         self._silent_until = 0.0
         self._lock = threading.Lock()
 
-    def happened(self, what: str, error: Exception | None = None) -> None:
+    def happened(self, what: str, error: BaseException | None = None) -> None:
         """Count one request."""
         with self._lock:
             self._counts[what] = self._counts.get(what, 0) + 1

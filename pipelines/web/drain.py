@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from .deferred import until_end
 from .wsgi import Environ, Headers, StartResponse, WSGIApp
 
 _LONGEST_SECONDS = 20.0
@@ -31,12 +32,12 @@ class Drain:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         with self._lock:
             self._inside += 1
-        try:
-            return self._app(environ, self._closing(start_response))
-        finally:
-            with self._lock:
-                self._inside -= 1
-                self._last = time.monotonic()
+        return until_end(self._app, environ, self._closing(start_response), self._leave)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            self._last = time.monotonic()
 
     def begin(self) -> None:
         """From now on every answer asks its caller to close the connection."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 
@@ -31,9 +29,8 @@ class Gate:
         self._places = inside + waiting
         self._bytes = max(_WAITING_BYTES, inside * max_body_bytes)
 
-    @contextmanager
-    def place(self, size: int) -> Iterator[None]:
-        """Hold a place for a body of `size` bytes. Raises Busy when too many wait already."""
+    def enter(self, size: int) -> None:
+        """Take a place for a body of `size` bytes, until `leave`. Raises Busy when too many wait already."""
         with self._lock:
             if self._places == 0:
                 raise Busy(f"{self._waiting} requests are waiting already (max_queue); try again in a second")
@@ -41,9 +38,9 @@ class Gate:
                 raise Busy("the bodies of waiting requests take all the room there is; try again in a second")
             self._places -= 1
             self._bytes -= size
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._places += 1
-                self._bytes += size
+
+    def leave(self, size: int) -> None:
+        """Give back what `enter` took."""
+        with self._lock:
+            self._places += 1
+            self._bytes += size

@@ -20,6 +20,7 @@ _EVERYWHERE = [
 ]
 _PAGE = [*_EVERYWHERE, ("Content-Security-Policy", _PAGE_POLICY)]
 _DATA = [*_EVERYWHERE, ("Content-Security-Policy", _DATA_POLICY), ("Cache-Control", "no-store")]
+_OURS = frozenset(name.lower() for name, _ in _DATA)
 _REQUEST_HEADERS = "Authorization, Content-Type, Content-Encoding, Traceparent, Tracestate, X-Request-ID"
 _ANSWER_HEADERS = "Retry-After, WWW-Authenticate, X-Request-ID"
 _PREFLIGHT_SECONDS = "600"
@@ -38,8 +39,8 @@ class SecurityHeaders:
         added = _PAGE if _is_page(environ["PATH_INFO"]) else _DATA
 
         def start(status: str, headers: Headers, *rest: Any) -> Any:
-            said = {name.lower() for name, _ in headers}
-            more = [header for header in added if header[0].lower() not in said]
+            said = {name.lower() for name, _ in headers} & _OURS
+            more = [header for header in added if header[0].lower() not in said] if said else added
             return start_response(status, [*headers, *more], *rest)
 
         return self._app(environ, start)

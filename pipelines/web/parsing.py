@@ -160,7 +160,9 @@ def read_json(body: bytes) -> Any:
 
 def media_type(content_type: str | None) -> str:
     """Return what the body is; a caller that does not say is taken to send JSON."""
-    kind, *parameters = [part.strip() for part in (content_type or JSON).split(";")]
+    if content_type is None or content_type == JSON:
+        return JSON
+    kind, *parameters = [part.strip() for part in content_type.split(";")]
     kind = kind.lower()
     for parameter in filter(None, parameters):
         name, _, value = parameter.partition("=")
@@ -182,7 +184,7 @@ def _from_split(data: Any, schema: FeatureSchema) -> _Columns:
     if not isinstance(data, dict) or not isinstance(data.get("data"), list):
         raise BadInput('dataframe_split must be an object like {"columns": [...], "data": [[...], ...]}')
     names = data.get("columns", list(schema.names))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not set(map(type, names)) <= {str}:
         raise BadInput("dataframe_split: columns must be a list of names")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any
 
 import orjson
 
+from .deferred import until_end
 from .wsgi import Environ, Headers, StartResponse, WSGIApp
 
 HEADER = "X-Request-ID"
@@ -34,24 +35,31 @@ class RequestLog:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request_id = environ.get("HTTP_X_REQUEST_ID", "")
         if not _SANE.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+            request_id = os.urandom(16).hex()
         environ[REQUEST_ID] = request_id
+
+        def start(status: str, headers: Headers, *rest: Any) -> Any:
+            return start_response(status, [*headers, (HEADER, request_id)], *rest)
+
+        return self._app(environ, start) if self._write is None else self._logged(self._write, environ, start)
+
+    def _logged(
+        self, write: Callable[[bytes], object], environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
         answered: dict[str, Any] = {"status": 500, "bytes": None}
+        began = time.perf_counter()
 
         def start(status: str, headers: Headers, *rest: Any) -> Any:
             answered["status"] = int(status[:3])
             answered["bytes"] = next(
                 (int(v) for name, v in headers if name.lower() == "content-length"), None
             )
-            return start_response(status, [*headers, (HEADER, request_id)], *rest)
+            return start_response(status, headers, *rest)
 
-        if self._write is None:
-            return self._app(environ, start)
-        began = time.perf_counter()
-        try:
-            return self._app(environ, start)
-        finally:
-            self._write(_line(environ, answered, time.perf_counter() - began))
+        def end() -> None:
+            write(_line(environ, answered, time.perf_counter() - began))
+
+        return until_end(self._app, environ, start, end)
 
 
 def _line(environ: Environ, answered: dict[str, Any], seconds: float) -> bytes:

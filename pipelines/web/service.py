@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -22,9 +23,9 @@ class Answer:
 class Service(Protocol):
     """Scores rows, from many threads at once."""
 
-    def score(self, rows: Rows) -> Answer:
-        """Check, score and log rows, and return their answer when they are in the log.
+    def submit(self, rows: Rows) -> Future[Answer]:
+        """Queue rows to be checked, scored and logged; never waits.
 
-        Raises BadInput when they do not fit the model, ModelError when it raises, Unavailable when they cannot be
-        logged, TimedOut when it takes too long.
+        The future has their answer when they are in the log, or BadInput when they do not fit the model, ModelError when
+        it raises, Unavailable when they cannot be logged, TimedOut when it takes too long.
         """

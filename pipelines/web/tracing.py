@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.pipelines.errors import MissingExtra
 
+from .deferred import until_end
 from .request_log import REQUEST_ID, ROWS
 from .wsgi import Environ, Headers, StartResponse, WSGIApp
 
@@ -95,35 +96,39 @@ class Tracing:
     """WSGI middleware: a server span per request, in the caller's trace when it sent a `traceparent`."""
 
     def __init__(self, app: WSGIApp, tracer: Tracer) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode
+        from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._app = app
         self._tracer = tracer
         self._server = SpanKind.SERVER
+        self._current = use_span
         self._failed = Status(StatusCode.ERROR)
         self._propagator = TraceContextTextMapPropagator()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         sent = {name: environ[key] for name, key in _SENT.items() if key in environ}
         method = environ["REQUEST_METHOD"] if environ["REQUEST_METHOD"] in _KNOWN_METHODS else "HTTP"
-        with self._tracer.start_as_current_span(
+        span = self._tracer.start_span(
             method, self._propagator.extract(sent), kind=self._server, attributes=_asked(environ)
-        ) as span:
+        )
 
-            def start(status: str, headers: Headers, *rest: Any) -> Any:
-                code = int(status[:3])
-                span.set_attribute("http.response.status_code", code)
-                if code not in (401, 404):  # paths that nobody serves are as many as there are scanners
-                    span.update_name(f"{method} {environ['PATH_INFO']}")
-                if code >= 500:
-                    span.set_status(self._failed)
-                return start_response(status, headers, *rest)
+        def start(status: str, headers: Headers, *rest: Any) -> Any:
+            code = int(status[:3])
+            span.set_attribute("http.response.status_code", code)
+            if code not in (401, 404):  # paths that nobody serves are as many as there are scanners
+                span.update_name(f"{method} {environ['PATH_INFO']}")
+            if code >= 500:
+                span.set_status(self._failed)
+            return start_response(status, headers, *rest)
 
-            answer = self._app(environ, start)
+        def end() -> None:
             if ROWS in environ:
                 span.set_attribute("flywheel.rows", environ[ROWS])
-            return answer
+            span.end()
+
+        with self._current(span, end_on_exit=False):
+            return until_end(self._app, environ, start, end)
 
 
 def _asked(environ: Environ) -> dict[str, str]:

@@ -5,6 +5,7 @@ https://github.com/kserve/open-inference-protocol. The binary tensor data extens
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +21,7 @@ from .parsing import JSON, Parser, Rows, UnsupportedMediaType, media_type, read_
 from .responses import json_response
 from .service import Answer
 from .tensors import datatype_of, id_tensor, prediction_tensors, read_tensors
+from .wsgi import Environ, StartResponse, WSGIApp
 
 PLATFORM = "mlflow_pyfunc"
 _NO_BINARY = "the binary tensor data extension is not supported; send and ask for JSON data"
@@ -55,10 +57,14 @@ def routes(core: ScoringCore, parser: Parser, endpoint: Endpoint) -> Blueprint:
         served(model_name, model_version)
         return json_response({"name": model_name, "ready": True})
 
-    def infer(model_name: str, model_version: str | None = None) -> Response:
+    def infer(model_name: str, model_version: str | None = None) -> WSGIApp:
         served(model_name, model_version)
         inference = _Inference(core, parser, produced, "Inference-Header-Content-Length" in request.headers)
-        return endpoint.answer(request.environ, inference.parse, inference.render, v2_form)
+
+        def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            return endpoint.answer(environ, start_response, inference.parse, inference.render, v2_form)
+
+        return answer
 
     v2.add_url_rule("", "server", lambda: json_response(server_metadata()))
     v2.add_url_rule("/health/live", "live", lambda: json_response({"live": True}))

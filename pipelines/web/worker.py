@@ -7,6 +7,7 @@ answers what it has, closes its spool and exits 0.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -24,7 +25,7 @@ from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
-from .app import create_app
+from .app import create_app, is_quick
 from .batcher import Batcher
 from .challenger import load_challenger, open_trial
 from .drain import Drain
@@ -110,12 +111,14 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         tracer = open_tracer(config.deployment, config.model.version, parts)
         drain = Drain(compose(app, config, tracer), shared=config.workers > 1)
         threads = config.threads + config.max_queue + _SPARE_THREADS
+        gc.collect()
+        gc.freeze()  # the model and the libraries are there for good: no collection need look at them
         _log.info("answering for %s version %s", config.model.name, config.model.version)
         serve(
             drain,
             descriptor,
             threads=threads,
-            drain=drain,
+            is_quick=is_quick,
             stop=stop,
             serving=channel.serving,
             certificate=_certificate(config),

@@ -17,6 +17,8 @@ from typing_extensions import Self
 
 from mlflow_flywheel.pipelines.config import ModelRef, WebConfig
 from mlflow_flywheel.pipelines.generation_status import GenerationStatus, read_status
+from mlflow_flywheel.pipelines.web.parsing import Rows
+from mlflow_flywheel.pipelines.web.service import Answer, Service
 
 
 @dataclass
@@ -124,3 +126,8 @@ class Callers:
                     self.answers.append(tuple(answer["prediction_ids"]))
                 except (requests.RequestException, KeyError) as error:
                     self.failures.append(repr(error))
+
+
+def score(service: Service, rows: Rows) -> Answer:
+    """Ask a service and wait for the answer."""
+    return service.submit(rows).result(20)

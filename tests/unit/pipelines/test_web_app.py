@@ -108,10 +108,11 @@ def test_beyond_the_queue_callers_are_told_to_come_back(
 
     def full() -> bool:
         try:
-            with gate.place(1):
-                return False
+            gate.enter(1)
         except Busy:
             return True
+        gate.leave(1)
+        return False
 
     eventually(full)
     refused = client.post("/invocations", json=BODY)
@@ -128,11 +129,14 @@ def test_beyond_the_queue_callers_are_told_to_come_back(
 
 def test_waiting_bodies_have_bounded_room() -> None:
     gate = Gate(2, 100, max_body_bytes=50 * 1024 * 1024)
-    half = gate.place(50 * 1024 * 1024)
-    with half, gate.place(50 * 1024 * 1024), pytest.raises(Busy, match="all the room"), gate.place(1):
-        pass
-    with gate.place(100 * 1024 * 1024):  # all of it is free again
-        pass
+    half = 50 * 1024 * 1024
+    gate.enter(half)
+    gate.enter(half)
+    with pytest.raises(Busy, match="all the room"):
+        gate.enter(1)
+    gate.leave(half)
+    gate.leave(half)
+    gate.enter(2 * half)
 
 
 def test_a_large_body_is_too_large_not_too_many(make: Callable[..., FlaskClient]) -> None:

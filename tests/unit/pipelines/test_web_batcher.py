@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cores import SCHEMA
 from support.waiting import eventually
+from support.web import score
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, Unavailable
@@ -105,7 +106,7 @@ def test_every_caller_gets_its_own_rows_and_only_wrong_ones_are_refused(
     def ask(values: list[Any]) -> Any:
         start.wait(20)
         try:
-            return joining.score(rows(values))
+            return score(joining, rows(values))
         except FlywheelError as error:
             return error
 
@@ -136,12 +137,12 @@ def test_those_who_wait_share_one_call(model: DoublingModel, log: ListLog) -> No
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
     model.open.clear()
     with ThreadPoolExecutor(5) as callers:
-        first = callers.submit(joining.score, rows([1.0]))
+        first = callers.submit(score, joining, rows([1.0]))
         eventually(lambda: model.calls == [1])
         others = [
-            callers.submit(joining.score, rows([float(n)], client_request_ids=[f"c{n}"])) for n in (2, 3)
+            callers.submit(score, joining, rows([float(n)], client_request_ids=[f"c{n}"])) for n in (2, 3)
         ]
-        others.append(callers.submit(joining.score, rows([4.0, 5.0], event_times=[at, None])))
+        others.append(callers.submit(score, joining, rows([4.0, 5.0], event_times=[at, None])))
         eventually(lambda: joining.waiting == 3)
         model.open.set()
         assert first.result(20).predictions == [2.0]
@@ -158,10 +159,10 @@ def test_parameters_large_requests_and_other_features_are_not_joined(
     model: DoublingModel, log: ListLog
 ) -> None:
     joining = batcher(model, log, max_rows=4)
-    assert joining.score(rows([1.0], params={"factor": 5})).predictions == [5.0]
-    assert joining.score(rows([1.0] * 9)).predictions == [2.0] * 9
+    assert score(joining, rows([1.0], params={"factor": 5})).predictions == [5.0]
+    assert score(joining, rows([1.0] * 9)).predictions == [2.0] * 9
     with pytest.raises(BadInput, match="feature 'x' .* is missing"):
-        joining.score(Rows({"city": ["Rome"]}, 1, None, None, None))
+        score(joining, Rows({"city": ["Rome"]}, 1, None, None, None))
     assert model.calls == [1, 9]
 
 
@@ -171,10 +172,10 @@ def test_who_waits_too_long_is_told_so_and_is_not_in_the_log(model: DoublingMode
     model.open.clear()
     for values in ([1.0], [2.0]):
         with pytest.raises(TimedOut, match="timeout_seconds"):
-            joining.score(rows(values))
+            score(joining, rows(values))
     assert stuck.is_set()
     model.open.set()
-    answer = joining.score(rows([3.0]))
+    answer = score(joining, rows([3.0]))
     assert list(log.rows()) == answer.prediction_ids
 
 
@@ -183,9 +184,9 @@ def test_a_model_that_is_only_slow_ends_no_worker(model: DoublingModel, log: Lis
     joining = batcher(model, log, max_rows=64, timeout=0.2, stuck=stuck.set)
     model.open.clear()
     with pytest.raises(TimedOut):
-        joining.score(rows([1.0]))
+        score(joining, rows([1.0]))
     model.open.set()
-    eventually(lambda: joining.score(rows([2.0])).predictions == [4.0])
+    eventually(lambda: score(joining, rows([2.0])).predictions == [4.0])
     assert not stuck.is_set()
 
 
@@ -193,6 +194,6 @@ def test_a_full_disk_is_everybodys_trouble_and_nobody_is_answered(model: Doublin
     joining = batcher(model, log, max_rows=64)
     log.trouble = Unavailable("the disk is full")
     with pytest.raises(Unavailable, match="the disk is full"):
-        joining.score(rows([1.0]))
+        score(joining, rows([1.0]))
     log.trouble = None
-    assert joining.score(rows([1.0])).predictions == [2.0]
+    assert score(joining, rows([1.0])).predictions == [2.0]

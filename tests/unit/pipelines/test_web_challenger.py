@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.cores import NAME, SCHEMA
 from support.waiting import eventually
+from support.web import score
 
 from mlflow_flywheel.pipelines.compatibility import check_stands_in, check_takes
 from mlflow_flywheel.pipelines.config import ChallengerConfig, ModelRef, WebConfig
@@ -129,7 +130,7 @@ def test_a_caller_is_answered_by_the_same_version_each_time_and_a_request_by_one
     canary = world.canary(50)
     for i in range(40):
         key = f"caller-{i}"
-        answers = [canary.score(ask(1.0, 2.0, 3.0, key=key)) for _ in range(2)]
+        answers = [score(canary, ask(1.0, 2.0, 3.0, key=key)) for _ in range(2)]
         add, version = (1000.0, "2") if is_chosen(key, 50) else (0.0, "1")
         assert [answer.predictions for answer in answers] == [[1.0 + add, 2.0 + add, 3.0 + add]] * 2
         assert {answer.version for answer in answers} == {version}
@@ -142,15 +143,15 @@ def test_a_caller_is_answered_by_the_same_version_each_time_and_a_request_by_one
 
 def test_without_a_key_chance_decides(world: World) -> None:
     canary = world.canary(50)
-    versions = Counter(canary.score(ask(1.0)).version for _ in range(200))
+    versions = Counter(score(canary, ask(1.0)).version for _ in range(200))
     assert set(versions) == {"1", "2"}
-    assert {world.canary(0).score(ask(1.0)).version for _ in range(50)} == {"1"}
-    assert {world.canary(100).score(ask(1.0)).version for _ in range(50)} == {"2"}
+    assert {score(world.canary(0), ask(1.0)).version for _ in range(50)} == {"1"}
+    assert {score(world.canary(100), ask(1.0)).version for _ in range(50)} == {"2"}
 
 
 def test_a_challenger_that_raises_costs_no_caller_its_answer(world: World) -> None:
     world.challenger.trouble = RuntimeError("no weights")
-    answer = world.canary(100).score(ask(1.0, 2.0))
+    answer = score(world.canary(100), ask(1.0, 2.0))
     assert (answer.predictions, answer.version) == ([1.0, 2.0], "1")
     assert world.counts == {"failed": 1}
     assert world.log.rows("challenger") == []
@@ -160,16 +161,16 @@ def test_a_challenger_that_raises_costs_no_caller_its_answer(world: World) -> No
 def test_what_neither_version_can_answer_is_not_the_challengers_fault(world: World) -> None:
     canary = world.canary(100)
     with pytest.raises(BadInput, match="'x'"):
-        canary.score(Rows({"x": ["many"], "city": ["Rome"]}, 1, None, None, None))
+        score(canary, Rows({"x": ["many"], "city": ["Rome"]}, 1, None, None, None))
     with pytest.raises(ModelError, match="version 1 raised ValueError"):
-        canary.score(ask(666))
+        score(canary, ask(666))
     assert world.counts == {}
 
 
 def test_a_challenger_that_hangs_keeps_one_caller_waiting_and_then_nobody(world: World) -> None:
     world.challenger.open.clear()
     canary = world.canary(100, timeout=0.2)
-    assert [canary.score(ask(1.0)).version for _ in range(20)] == ["1"] * 20
+    assert [score(canary, ask(1.0)).version for _ in range(20)] == ["1"] * 20
     assert world.counts == {"failed": 1}
     world.challenger.open.set()
     assert world.log.rows("challenger") == []
@@ -182,8 +183,8 @@ def test_a_shadow_repeats_the_rows_under_an_id_that_follows_from_the_answered_on
     world: World, shadow: Callable[..., Shadow]
 ) -> None:
     service = shadow()
-    one = service.score(ask(1.0, 2.0, key="k", times=[LATE, None]))
-    other = service.score(ask(3.0, params={"more": 5}))
+    one = score(service, ask(1.0, 2.0, key="k", times=[LATE, None]))
+    other = score(service, ask(3.0, params={"more": 5}))
     assert (one.predictions, other.predictions, one.version) == ([1.0, 2.0], [8.0], "1")
     eventually(lambda: world.counts == {"shadowed": 2})
     heard = {row["prediction_id"]: row for row in world.log.rows("champion")}
@@ -202,10 +203,10 @@ def test_a_shadow_that_is_slow_is_asked_less_and_nobody_waits(
 ) -> None:
     world.challenger.open.clear()
     service = shadow(waiting_rows=10)
-    service.score(ask(0.0))
+    score(service, ask(0.0))
     eventually(lambda: not service._waiting)  # its thread has the first one and hangs in it
     for i in range(30):
-        assert service.score(ask(float(i))).predictions == [float(i)]
+        assert score(service, ask(float(i))).predictions == [float(i)]
     assert world.counts == {"dropped": 20}
     world.challenger.open.set()
     eventually(lambda: world.counts == {"dropped": 20, "shadowed": 11})
@@ -218,11 +219,11 @@ def test_one_request_that_a_shadow_cannot_score_spoils_no_other(
 ) -> None:
     world.challenger.open.clear()
     service = shadow()
-    service.score(ask(0.0))
+    score(service, ask(0.0))
     eventually(lambda: not service._waiting)
     world.champion.scorer._call = lambda frame, params: (frame["x"].to_numpy(), None)  # it minds nothing
     for value in (1.0, 666.0, 3.0):
-        service.score(ask(value))
+        score(service, ask(value))
     world.challenger.open.set()
     eventually(lambda: world.counts == {"shadowed": 3, "failed": 1})
     assert sorted(row["prediction"] for row in world.log.rows("challenger")) == [1000.0, 1001.0, 1003.0]
@@ -238,7 +239,7 @@ def test_a_shadow_without_a_log_fails_no_caller(world: World, shadow: Callable[.
         append(batch)
 
     world.log.append = picky  # type: ignore[method-assign]
-    assert service.score(ask(1.0)).predictions == [1.0]
+    assert score(service, ask(1.0)).predictions == [1.0]
     eventually(lambda: world.counts == {"failed": 1})
 
 
@@ -247,17 +248,17 @@ def test_a_shadow_that_ends_scores_what_waits_or_drops_it(
 ) -> None:
     service = shadow()
     for _ in range(20):
-        service.score(ask(1.0))
+        score(service, ask(1.0))
     service.close()
     assert world.counts == {"shadowed": 20}
-    assert service.score(ask(1.0)).predictions == [1.0]
+    assert score(service, ask(1.0)).predictions == [1.0]
     assert world.counts == {"shadowed": 20, "dropped": 1}
 
     world.challenger.open.clear()
     hanging = shadow()
-    hanging.score(ask(1.0))
+    score(hanging, ask(1.0))
     eventually(lambda: not hanging._waiting)
-    hanging.score(ask(2.0))
+    score(hanging, ask(2.0))
     hanging.close(seconds=0.05)
     assert world.counts == {"shadowed": 20, "dropped": 2}
 

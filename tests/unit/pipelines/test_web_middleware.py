@@ -133,8 +133,9 @@ def test_a_line_per_request_says_what_was_asked_and_nothing_private() -> None:
         data=b"hidden-2",
         headers={"Authorization": "Bearer hidden-3", "X-Request-ID": "mine"},
         environ_base={"REMOTE_ADDR": "10.1.2.3"},
+        buffered=True,
     )
-    client.get("/" + "ü\n" * 2000)
+    client.get("/" + "ü\n" * 2000, buffered=True)
     assert b"hidden" not in b"".join(lines)
     line = json.loads(lines[0])
     assert line.pop("time").endswith("Z") and line.pop("duration_ms") >= 0
@@ -169,10 +170,11 @@ def test_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = App()
     client = Client(middleware.compose(app, config))
     preflight = client.options(
-        "/invocations", headers={"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+        "/invocations", headers={"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}, buffered=True
     )
-    refused = client.post("/invocations", headers={"Origin": ORIGIN})
-    answer = client.post("/invocations", headers={"Origin": ORIGIN, "Authorization": f"Bearer {TOKEN}"})
+    refused = client.post("/invocations", headers={"Origin": ORIGIN}, buffered=True)
+    allowed = {"Origin": ORIGIN, "Authorization": f"Bearer {TOKEN}"}
+    answer = client.post("/invocations", headers=allowed, buffered=True)
     assert [a.status_code for a in (preflight, refused, answer)] == [204, 401, 200]
     assert app.reached == 1
     for each in (

@@ -35,7 +35,8 @@ def spans_of(status: str, path: str, **headers: str) -> list[ReadableSpan]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
     client = Client(RequestLog(Tracing(app, provider.get_tracer("test"))))
-    client.post(path, headers={"X-Request-ID": "mine", "Authorization": "Bearer hidden", **headers})
+    sent = {"X-Request-ID": "mine", "Authorization": "Bearer hidden", **headers}
+    client.post(path, headers=sent, buffered=True)
     return list(kept.get_finished_spans())
 
 
@@ -123,7 +124,7 @@ def test_spans_reach_a_collector_at_the_latest_when_the_worker_ends(monkeypatch:
         with ExitStack() as parts:
             tracer = open_tracer("late-web", "7", parts)
             assert tracer is not None
-            Client(Tracing(app, tracer)).post("/invocations")
+            Client(Tracing(app, tracer)).post("/invocations", buffered=True)
     finally:
         server.shutdown()
         thread.join()
