@@ -167,5 +167,7 @@ class _Body(io.RawIOBase):
         return n
 
     async def _next(self) -> bytes | None:
-        part = await anext(self._parts, None)
-        return None if part is None else bytes(part)
+        try:  # anext's own default crashes Python 3.11 with the server's awaitables
+            return bytes(await anext(self._parts))
+        except StopAsyncIteration:
+            return None
