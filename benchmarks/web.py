@@ -112,11 +112,10 @@ def _save(model: Any, frame: pd.DataFrame, path: Path) -> tuple[Path, Path]:
 @contextmanager
 def mlflow_serve(model: Path) -> Iterator[str]:
     """Run MLflow's own scoring server as its documentation says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(model)]
-    with _process([*command, "-p", str(port), "--env-manager", "local"]):
+    port = _free_port()
+    with _process(
+        [_script("mlflow"), "models", "serve", "-m", str(model), "-p", port, "--env-manager", "local"]
+    ):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -149,11 +148,21 @@ def ours(model: Path, folder: Path, name: str, log: bool) -> Iterator[str]:
 
 @contextmanager
 def constant() -> Iterator[str]:
-    """Run the limit."""
-    command = [sys.executable, str(Path(__file__).with_name("constant_server.py")), str(WORKERS)]
-    with _process(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().decode().strip()
+    """Run the limit, as granian's documentation says."""
+    port = _free_port()
+    command = [_script("granian"), "--interface", "wsgi", "--workers", str(WORKERS), "--port", port]
+    with _process([*command, "constant_server:app"], cwd=Path(__file__).parent):
+        yield f"http://127.0.0.1:{port}"
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .schema import TIMESTAMP
 
 _log = logging.getLogger(__name__)
 
+_REFUSED = "refused.jsonl"
 Line = tuple[Any, "range | list[int]"]
 
 
@@ -39,11 +40,20 @@ def lines_to_table(lines: list[Line], schema: pa.Schema, folder: Path) -> pa.Tab
             alone = [lines_to_table([each], schema, folder) for each in lines]
             fitting = [rows for rows in alone if rows is not None]
             return pa.concat_tables(fitting, promote_options="default") if fitting else None
-        aside = folder / "refused.jsonl"
+        aside = folder / _REFUSED
         with aside.open("ab") as file:
             file.write(orjson.dumps(lines[0][0]) + b"\n")
         _log.error("%d rows do not fit the table (%s); they are kept at %s", columns.rows, error, aside)
         return None
+
+
+def rows_set_aside(folder: Path) -> int:
+    """Return how many rows `lines_to_table` has kept aside in a folder."""
+    try:
+        lines = (folder / _REFUSED).read_bytes().splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum(line_length(orjson.loads(line)) for line in lines)
 
 
 class _Columns:

@@ -5,7 +5,7 @@ It runs under any WSGI server. A scored request is in the spool before its answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Flask, request
@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import get_content_length
 
+from mlflow_flywheel.pipelines.backlog import Backlog
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.scoring import ScoringCore
@@ -40,9 +41,14 @@ def create_app(
     gate: Gate,
     metrics: WebMetrics,
     max_body_bytes: int,
+    backlog: Callable[[], Backlog] = lambda: Backlog(0, 0.0, 0),
     mlflow_version: str = "",
+    secured: bool = False,
 ) -> Flask:
-    """Return the app of one model version: `core` is what is described, `service` what answers."""
+    """Return the app of one model version: `core` is what is described, `service` what answers.
+
+    `backlog` tells what of its answers is not in the inference table yet; `secured` that callers need a token.
+    """
     app = Flask(__name__)
     endpoint = Endpoint(service, gate, metrics, max_body_bytes)
 
@@ -63,8 +69,10 @@ def create_app(
     for path in ("/ping", "/health"):
         app.add_url_rule(path, path, lambda: Response("\n", mimetype="application/json"))
     app.add_url_rule("/version", "version", lambda: Response(mlflow_version, mimetype="text/plain"))
-    app.add_url_rule("/metrics", "metrics", lambda: Response(metrics.text(), content_type=CONTENT_TYPE))
-    described = document(core)
+    app.add_url_rule(
+        "/metrics", "metrics", lambda: Response(metrics.text(backlog()), content_type=CONTENT_TYPE)
+    )
+    described = document(core, secured)
     app.add_url_rule("/openapi.json", "openapi", lambda: json_response(described))
 
     for kind in (FlywheelError, HTTPException):

@@ -56,6 +56,7 @@ class Batcher:
     `stuck` is called when the model does not come back: a caller has waited in vain through a single call.
     `max_rows` bounds a joined batch, 1 joins nothing; `wait_seconds` is how long a batch waits for company; `timeout`
     (seconds) how long a caller waits for its answer; `threads` how many requests are scored beside the joined ones.
+    `joined` hears of each joined batch: its rows, and how many requests wait then.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Batcher:
         wait_seconds: float = 0.0,
         timeout: float = 60.0,
         threads: int = 1,
-        joined: Callable[[int], None] = lambda rows: None,
+        joined: Callable[[int, int], None] = lambda rows, waiting: None,
         stuck: Callable[[], None] = lambda: None,
     ) -> None:
         self._core = core
@@ -162,7 +163,7 @@ class Batcher:
     def _score_together(self) -> None:
         while (first := self._together.get()) is not None:
             for batch in self._gather(first):
-                self._joined(sum(ask.rows.count for ask in batch))
+                self._joined(sum(ask.rows.count for ask in batch), self.waiting)
                 self._score(batch)
 
     def _gather(self, first: _Ask) -> Iterator[list[_Ask]]:

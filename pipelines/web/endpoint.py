@@ -72,6 +72,7 @@ class Endpoint:
                 request.status = refusal.status_code
                 return refusal(environ, start_response)
             request.status, request.rows = 200, len(answer.prediction_ids)
+            request.version = answer.version
             environ[ROWS] = request.rows
             start_response("200 OK", [*_JSON, ("Content-Length", str(len(body)))])
             return [body]
@@ -84,7 +85,8 @@ class Endpoint:
         """Count a request, and give its place to another."""
         if request.room is not None:
             self._gate.leave(request.room)
-        self._metrics.answered(time.perf_counter() - request.began, request.status, request.rows)
+        seconds = time.perf_counter() - request.began
+        self._metrics.answered(seconds, request.status, request.rows, request.version)
 
 
 @dataclass
@@ -95,6 +97,7 @@ class _Request:
     room: int | None = None
     status: int = 500
     rows: int = 0
+    version: str = ""
 
 
 def _refusal(error: Exception, form: Form) -> Response:

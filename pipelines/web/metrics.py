@@ -11,6 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from mlflow_flywheel.pipelines.backlog import Backlog
+from mlflow_flywheel.pipelines.config import ModelRef
+
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -32,9 +37,9 @@ class WebMetrics:
     """The counters of one worker process; make one before anything else imports prometheus_client."""
 
     def __init__(self, status_file: str, deployment: str, model_name: str, model_version: str) -> None:
-        folder = metrics_folder(status_file)
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ[_FOLDER] = str(folder)
+        self._folder = metrics_folder(status_file)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        os.environ[_FOLDER] = str(self._folder)
         import prometheus_client as prometheus
 
         self._labels = {
@@ -43,61 +48,102 @@ class WebMetrics:
             "model_version": model_version,
         }
         names = list(self._labels)
-        registry = prometheus.CollectorRegistry()
+        options: dict[str, Any] = {"registry": prometheus.CollectorRegistry()}
         self._requests: Any = prometheus.Counter(
-            "flywheel_web_requests_total", "Scoring requests answered", [*names, "status"], registry=registry
+            "flywheel_web_requests_total", "Scoring requests answered", [*names, "status"], **options
         )
-        self._rows: Any = prometheus.Counter(
-            "flywheel_web_rows_total", "Rows scored", names, registry=registry
-        ).labels(**self._labels)
+        self._rows: Any = prometheus.Counter("flywheel_web_rows_total", "Rows scored", names, **options)
         self._seconds: Any = prometheus.Histogram(
             "flywheel_web_request_seconds",
             "Time to answer a scoring request",
             names,
-            registry=registry,
             buckets=_SECONDS,
-        ).labels(**self._labels)
+            **options,
+        )
         self._batches: Any = prometheus.Histogram(
-            "flywheel_web_batch_rows",
-            "Rows that were scored together",
-            names,
-            registry=registry,
-            buckets=_BATCH_ROWS,
+            "flywheel_web_batch_rows", "Rows that were scored together", names, buckets=_BATCH_ROWS, **options
         ).labels(**self._labels)
+        self._waiting: Any = prometheus.Gauge(
+            "flywheel_web_waiting_requests",
+            "Requests that waited when the last batch was taken",
+            names,
+            multiprocess_mode="livesum",
+            **options,
+        ).labels(**self._labels)
+        self._models: Any = prometheus.Gauge(
+            "flywheel_web_model_info",
+            "The versions that answer or are tried",
+            [*names, "model_id", "variant"],
+            multiprocess_mode="livemax",
+            **options,
+        )
         self._challenged: Any = prometheus.Counter(
             "flywheel_web_challenger_requests_total",
             "Requests that the challenger answered, shadowed, failed or dropped",
             [*names, "outcome"],
-            registry=registry,
+            **options,
         )
-        self._requests_with: dict[int, Any] = {}
+        self._counters: dict[tuple[str, int], tuple[Any, Any, Any]] = {}
+
+    def serves(self, model: ModelRef, variant: str) -> None:
+        """Say which version this worker has, as what."""
+        labels = {**self._labels, "model_version": model.version, "model_id": model.model_id or ""}
+        self._models.labels(**labels, variant=variant).set(1)
 
     def challenged(self, outcome: str) -> None:
         """Count a request by what became of it at the challenger: answered, shadowed, failed, dropped."""
         self._challenged.labels(**self._labels, outcome=outcome).inc()
 
-    def joined(self, rows: int) -> None:
-        """Count a batch of joined requests by its rows."""
+    def joined(self, rows: int, waiting: int) -> None:
+        """Count a batch of joined requests by its rows, and say how many requests still wait."""
         self._batches.observe(rows)
+        self._waiting.set(waiting)
 
-    def answered(self, seconds: float, status: int, rows: int) -> None:
-        """Count a request that is over: how long it took, its status, and the rows it had answers for."""
-        self._seconds.observe(seconds)
-        self._with_status(status).inc()
-        self._rows.inc(rows)
+    def answered(self, seconds: float, status: int, rows: int = 0, version: str = "") -> None:
+        """Count a request that is over: how long it took, its status, and the rows it had answers for.
 
-    def _with_status(self, status: int) -> Any:
-        """Return the counter of a status; looking it up by its labels would cost as much as counting."""
-        found = self._requests_with.get(status)
+        `version` is the one that gave them, where it may be another than the worker's own.
+        """
+        took, requests, scored = self._counters_of(version or self._labels["model_version"], status)
+        took.observe(seconds)
+        requests.inc()
+        scored.inc(rows)
+
+    def _counters_of(self, version: str, status: int) -> tuple[Any, Any, Any]:
+        """Return what counts requests of a status; looking it up by its labels would cost as much as counting."""
+        found = self._counters.get((version, status))
         if found is None:
-            found = self._requests_with[status] = self._requests.labels(**self._labels, status=str(status))
+            labels = {**self._labels, "model_version": version}
+            found = self._counters[version, status] = (
+                self._seconds.labels(**labels),
+                self._requests.labels(**labels, status=str(status)),
+                self._rows.labels(**labels),
+            )
         return found
 
-    def text(self) -> bytes:
-        """Return the counts of all workers in Prometheus's text format."""
-        from prometheus_client import CollectorRegistry, generate_latest
+    def text(self, backlog: Backlog) -> bytes:
+        """Return the counts of all workers, and the state of their spool, in Prometheus's text format."""
+        from prometheus_client import CollectorRegistry, Gauge, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        self._forget_the_dead()
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        of_model = {name: value for name, value in self._labels.items() if name == "model_name"}
+        for name, help_text, value in (
+            ("flywheel_spool_bytes", "Logged and not in the inference table yet", backlog.waiting_bytes),
+            (
+                "flywheel_spool_lag_seconds",
+                "How long the oldest of it has been waiting",
+                backlog.lag_seconds,
+            ),
+            ("flywheel_rows_lost", "Answered rows that the table would not take", backlog.rows_set_aside),
+        ):
+            Gauge(name, help_text, list(of_model), registry=registry).labels(**of_model).set(value)
         return bytes(generate_latest(registry))
+
+    def _forget_the_dead(self) -> None:
+        """Drop the gauges of workers that have gone; what they counted stays."""
+        for file in self._folder.glob("gauge_live*_*.db"):
+            if not psutil.pid_exists(int(file.stem.rpartition("_")[2])):
+                file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from mlflow_flywheel.pipelines.model import describe
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
 from .example import Example
+from .guard import OPEN_PATHS
 from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .openapi_schemas import ref, schemas
 from .parsing import CSV, JSON, PARQUET
@@ -25,16 +26,17 @@ _REFUSALS = {
     503: "what must be logged cannot be for now; see Retry-After",
     504: "the model took longer than timeout_seconds",
 }
+_NO_TOKEN = "the header Authorization: Bearer TOKEN is missing, or its token is wrong"
 _SCORING = (400, 405, 413, 415, 422, 429, 500, 503, 504)
 _RETRY_AFTER = {"description": "seconds to wait", "schema": {"type": "string"}}
 
 
-def document(core: ScoringCore) -> dict[str, Any]:
-    """Return the OpenAPI document of a deployment."""
+def document(core: ScoringCore, secured: bool = False) -> dict[str, Any]:
+    """Return the OpenAPI document of a deployment; when it is `secured`, with the token that its callers need."""
     scorer = core.scorer
     example = Example(core)
     shapes = schemas(scorer.schema)
-    return {
+    described: dict[str, Any] = {
         "openapi": "3.0.3",
         "info": {
             "title": f"{core.deployment}: {describe(scorer.ref)}",
@@ -49,6 +51,21 @@ def document(core: ScoringCore) -> dict[str, Any]:
         },
         "components": {"schemas": {**shapes, "Rows": {**shapes["Rows"], "example": example.records}}},
     }
+    if secured:
+        _secure(described)
+    return described
+
+
+def _secure(described: dict[str, Any]) -> None:
+    """Add the bearer token, and the 401 of whoever comes without, to all that is not open to everyone."""
+    described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    refusal = {"description": _NO_TOKEN, "content": {JSON: {"schema": ref("Refusal")}}}
+    for path, operations in described["paths"].items():
+        if path in OPEN_PATHS:
+            continue
+        for operation in operations.values():
+            operation["security"] = [{"token": []}]
+            operation["responses"]["401"] = refusal
 
 
 def _invocations(example: Example) -> _Operation:

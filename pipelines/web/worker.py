@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from mlflow_flywheel.pipelines.backlog import backlog_of
 from mlflow_flywheel.pipelines.config import WebConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
@@ -95,7 +96,9 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
         )
         parts.callback(batcher.close)
         service: Service = batcher
+        metrics.serves(config.model, config.variant)
         if challenger is not None:
+            metrics.serves(challenger.ref, "challenger")
             its_log = open_log(config, challenger, parts)
             service = open_trial(config, service, challenger, its_log, metrics.challenged, parts)
         app = create_app(
@@ -107,6 +110,8 @@ def _run(config: WebConfig, descriptor: int, channel: WorkerChannel) -> int:
             metrics=metrics,
             max_body_bytes=config.max_body_bytes,
             mlflow_version=mlflow.__version__,
+            backlog=lambda: backlog_of(config.spool, config.model.name),
+            secured=config.auth_token_file is not None,
         )
         tracer = open_tracer(config.deployment, config.model.version, parts)
         drain = Drain(compose(app, config, tracer), shared=config.workers > 1)

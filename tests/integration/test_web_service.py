@@ -180,6 +180,26 @@ def test_counts_are_right_over_all_workers(service: WebService) -> None:
     assert counted() == before + 20
 
 
+def test_gauges_are_of_the_living_and_of_what_waits(service: WebService, model: ZooModel) -> None:
+    def gauges() -> dict[str, float]:
+        text = requests.get(f"{service.url}/metrics", timeout=30).text
+        found = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in found}
+
+    labels = f'deployment="late-web",model_id="{model.ref.model_id or ""}",model_name="{model.ref.name}"'
+    info = f'flywheel_web_model_info{{{labels},model_version="{model.ref.version}",variant="champion"}}'
+    spool = f'{{model_name="{model.ref.name}"}}'
+    before = gauges()
+    assert before[info] == 1.0 and before[f"flywheel_rows_lost{spool}"] == 0.0
+    body = {"dataframe_records": json.loads(model.rows.head(1).to_json(orient="records"))}
+    assert requests.post(f"{service.url}/invocations", json=body, timeout=30).status_code == 200
+    after = gauges()
+    assert after[f"flywheel_spool_bytes{spool}"] > before[f"flywheel_spool_bytes{spool}"]
+    eventually(lambda: gauges()[f"flywheel_spool_lag_seconds{spool}"] > 0)
+    waiting = [value for name, value in after.items() if name.startswith("flywheel_web_waiting_requests")]
+    assert waiting == [0.0]
+
+
 def test_another_address_is_refused_while_serving(service: WebService, model: ZooModel) -> None:
     before = service.config_file.read_bytes()
     load_config(WebConfig, service.config_file).model_copy(update={"port": 5}).save(service.config_file)

@@ -20,7 +20,9 @@ from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 from mlflow_flywheel.pipelines.web.app import create_app
 from mlflow_flywheel.pipelines.web.batcher import Batcher
 from mlflow_flywheel.pipelines.web.gate import Gate
+from mlflow_flywheel.pipelines.web.guard import OPEN_PATHS
 from mlflow_flywheel.pipelines.web.metrics import WebMetrics
+from mlflow_flywheel.pipelines.web.openapi import document
 from mlflow_flywheel.pipelines.web.parsing import Parser
 
 SCRIPT = "<script>alert('x')</script>"
@@ -116,6 +118,18 @@ def test_every_reference_of_the_document_is_defined(client: FlaskClient) -> None
     document = client.get("/openapi.json").get_json()
     used = set(re.findall(r'"#/components/schemas/(\w+)"', text))
     assert used == set(document["components"]["schemas"])
+
+
+def test_a_secured_service_says_who_needs_the_token() -> None:
+    described = document(tiny_core(NullLog()), secured=True)
+    assert described["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    needing = {
+        path
+        for path, methods in described["paths"].items()
+        for operation in methods.values()
+        if operation.get("security") == [{"token": []}] and "401" in operation["responses"]
+    }
+    assert set(described["paths"]) - needing == OPEN_PATHS
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
