@@ -1,8 +1,9 @@
 """Micro-batching: requests that wait at the same time are scored together, each gets exactly its own rows back.
 
-One thread takes whatever has gathered while it scored the last batch, so that a lone caller waits for nobody and many
-share one call of the model. What cannot be joined (large requests, `params`, CSV and Parquet) is scored alone, beside it.
-A batch that fails is scored again request by request: only those that are wrong themselves are refused.
+One thread takes whatever has gathered while it scored the last batch and, after a batch of several, as long again (at
+most a millisecond): a lone caller waits for nobody, and many share one call of the model. What cannot be joined (large
+requests, `params`, CSV and Parquet) is scored alone, beside it. A batch that fails is scored again request by request:
+only those that are wrong themselves are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -27,6 +29,7 @@ from .parsing import Rows
 from .service import Answer
 
 _TICK_SECONDS = 0.05
+_COMPANY_SECONDS = 0.001
 
 
 class TimedOut(FlywheelError):
@@ -161,10 +164,16 @@ class Batcher:
                 self._score([ask])
 
     def _score_together(self) -> None:
+        took = 0.0
         while (first := self._together.get()) is not None:
+            time.sleep(min(took, _COMPANY_SECONDS))
+            began, asked = time.perf_counter(), 0
             for batch in self._gather(first):
                 self._joined(sum(ask.rows.count for ask in batch), self.waiting)
                 self._score(batch)
+                asked += len(batch)
+            # Who had company will have it again: as long a wait as a call takes halves the calls. The lone never wait.
+            took = time.perf_counter() - began if asked > 1 else 0.0
 
     def _gather(self, first: _Ask) -> Iterator[list[_Ask]]:
         """Take what has come by now, or comes within the wait, and part it by the features given."""
@@ -258,7 +267,7 @@ class Batcher:
 
 
 def _joined_columns(parts: Sequence[Any], names: Sequence[str]) -> Mapping[str, list[Any]]:
-    return {name: list(chain.from_iterable(part[name] for part in parts)) for name in names}
+    return {name: list(chain.from_iterable(map(itemgetter(name), parts))) for name in names}
 
 
 def join_lists(parts: Sequence[list[Any] | None], counts: Sequence[int]) -> list[Any] | None:

@@ -6,9 +6,10 @@ import math
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_flywheel.pipelines.errors import BadInput
@@ -132,3 +133,31 @@ def test_numbers_beyond_32_bits_are_refused_where_the_model_takes_32() -> None:
         schema.from_columns({"n": [1, 2**31]}, 2)
     with pytest.raises(BadInput, match="column 'n' must be integer, found numbers beyond 32 bits"):
         schema.from_table(pa.table({"n": [1, 2**40]}))
+
+
+FLOATS = FeatureSchema([Feature(name, "double") for name in "abc"])
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.one_of(st.floats(), st.integers(-9, 9), st.none()), min_size=3, max_size=3),
+        min_size=1,
+        max_size=5,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_floats_are_the_same_whichever_way_they_take(rows: list[list[Any]]) -> None:
+    columns = dict(zip("abc", map(list, zip(*rows, strict=True)), strict=True))
+    batch = FLOATS.from_columns({**columns, "more": ["x"] * len(rows)}, len(rows))
+    expected = [pa.array(columns[name], pa.float64()) for name in "abc"]
+    assert [str(column) for column in batch.columns] == [str(column) for column in expected]  # nan is nan
+    assert repr(FLOATS.to_lists(batch)) == repr([column.to_pylist() for column in expected])
+    table = pa.Table.from_batches([batch])
+    np.testing.assert_array_equal(FLOATS.to_matrix(batch), FLOATS.to_matrix(table))
+    assert repr(FLOATS.to_lists(table)) == repr(FLOATS.to_lists(batch))
+
+
+def test_a_model_that_writes_into_its_matrix_changes_no_feature() -> None:
+    batch = FLOATS.from_columns({name: [1.0] for name in "abc"}, 1)
+    FLOATS.to_matrix(batch)[:] = 9
+    assert FLOATS.to_lists(batch) == [[1.0]] * 3
