@@ -128,7 +128,7 @@ class Batcher:
         while self._unanswered or not self._closed:
             time.sleep(tick)
             latest = time.monotonic() - self._timeout
-            for ask in list(self._unanswered):
+            for ask in list(self._unanswered):  # a copy in one step: others add and discard meanwhile
                 if ask.came <= latest:
                     self._abandon(ask)
 

@@ -28,6 +28,7 @@ _CONSTANT = {
     "wsgi.run_once": False,
     "wsgi.input_terminated": True,
 }
+_PIECE_SECONDS = 60.0  # a caller that sends nothing for so long has gone
 _NOT_PREFIXED = {"CONTENT_TYPE", "CONTENT_LENGTH"}
 
 
@@ -157,7 +158,8 @@ class _Body(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while self._left == b"":
             try:
-                self._left = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+                coming = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+                self._left = coming.result(_PIECE_SECONDS)
             except Exception as error:
                 raise OSError("the caller has gone") from error
         if self._left is None:
