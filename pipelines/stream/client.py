@@ -38,9 +38,11 @@ class EventPublisher:
     """
 
     def __init__(self, config: StreamConfig, topic: str | None = None) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
-            self._publisher = self._connection.publisher(topic or config.input_topic)
+            self._publisher = self._connection.publisher(
+                topic or config.input_topic, by_key=config.ordering == "key"
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -92,7 +94,7 @@ class OutputReader:
         topic: str | None = None,
         start: Literal["earliest", "latest"] = "latest",
     ) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
             self._reader = self._connection.reader(topic or config.output_topic, position=start)
         except BaseException:
@@ -145,7 +147,7 @@ def publish_and_wait(
     answers: dict[int, dict[str, Any]] = {}
     refused: dict[int, str] = {}
     with ExitStack() as open_parts:
-        connection = open_parts.enter_context(Connection(config.broker, embedded=config.embedded, quiet=True))
+        connection = open_parts.enter_context(Connection.of(config, quiet=True))
         outputs = open_parts.enter_context(closing(connection.reader(config.output_topic)))
         letters = open_parts.enter_context(closing(connection.reader(config.dead_letter_topic)))
         publisher = connection.publisher(config.input_topic)
@@ -165,10 +167,9 @@ def publish_and_wait(
 
 def drop_subscriptions(config: StreamConfig) -> None:
     """Delete a deployment's subscriptions after its workers have stopped: the broker keeps no more messages for it."""
-    with Connection(
-        config.broker, embedded=config.embedded, first_number=ANOTHER_NUMBER, quiet=True
-    ) as connection:
-        connection.consumer(config.input_topic, config.subscription, batch_max=1).unsubscribe()
+    by_key = config.ordering == "key"
+    with Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True) as connection:
+        connection.consumer(config.input_topic, config.subscription, batch_max=1, by_key=by_key).unsubscribe()
         if config.feedback_topic is not None:
             connection.consumer(
                 config.feedback_topic, feedback_subscription(config), batch_max=1

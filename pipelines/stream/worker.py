@@ -74,9 +74,8 @@ class Worker:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
             connection = parts.enter_context(
-                Connection(
-                    self._config.broker,
-                    embedded=self._config.embedded,
+                Connection.of(
+                    self._config,
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
@@ -99,7 +98,8 @@ class Worker:
 
     def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
         config = self._config
-        answers = connection.publisher(config.output_topic)
+        by_key = config.ordering == "key"
+        answers = connection.publisher(config.output_topic, by_key=by_key)
         letters = connection.publisher(config.dead_letter_topic)
         inbox = connection.consumer(
             config.input_topic,
@@ -107,6 +107,7 @@ class Worker:
             position=config.start_position,
             batch_max=config.batch_max,
             batch_wait_ms=config.batch_wait_ms,
+            by_key=by_key,
         )
         loop = StreamLoop(
             core,

@@ -13,7 +13,19 @@ from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.records import Records
 
-COMMANDS = ["up", "down", "status", "logs", "feedback", "monitor", "retrain", "batch", "loop", "demo"]
+COMMANDS = [
+    "up",
+    "down",
+    "status",
+    "logs",
+    "broker",
+    "feedback",
+    "monitor",
+    "retrain",
+    "batch",
+    "loop",
+    "demo",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +75,14 @@ def test_the_help_lists_every_command() -> None:
     assert flywheel().exit_code in (0, 2)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "batch run", "loop show", "loop set"])
+@pytest.mark.parametrize(
+    "name", [*COMMANDS, "batch run", "loop show", "loop set", "broker start", "broker stop", "broker status"]
+)
 def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "demo"):
+    if name not in ("batch", "loop", "broker", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 
