@@ -14,6 +14,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, 
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.pipelines.stream.access import Access
+from mlflow_flywheel.pipelines.stream.fields import check_fields
 from mlflow_flywheel.pipelines.stream.settings import check_scale
 from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, stream_configs
 from mlflow_flywheel.plugin.context import Context
@@ -69,6 +70,7 @@ class StreamOperations:
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
+        check_fields(spec.field, model.schema)
         kind = kind_for(context, name, spec)
         fresh = kind == "embedded" and not broker_exists(context)
         try:
@@ -89,6 +91,7 @@ class StreamOperations:
         timeout: float,
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
+        check_fields(spec.field, model.schema)
         before = load_config(StreamConfig, context.home.config_file(record.name))
         kind = kind_for(context, record.name, spec)
         kept = _kept_token(context, record.name, spec)
@@ -167,6 +170,8 @@ def _config(
         ordering=spec.ordering,
         broker_token_file=None if token_file is None else str(token_file),
         broker_ca_file=spec.broker_ca_file,
+        fields=dict(spec.field),
+        properties=spec.properties,
         **_topics(name, spec),
     )
 
