@@ -474,37 +474,6 @@ def _complaint(error: Any, given: Mapping[str, str]) -> str:
     return f"{key}={value}: {said[0].lower()}{said[1:]}"
 
 
-def _shown_names(kind: type[CommonSpec]) -> list[str]:
-    return [_FIELD_KEY if name == "field" else name for name in kind.model_fields]
-
-
-def _unknown_key(key: str, kind: type[CommonSpec]) -> BadInput:
-    own = kind.model_fields["mode"].default
-    others = [mode for mode, spec in _SPECS.items() if _field_of(key) in spec.model_fields]
-    if others:
-        return BadInput(
-            f"key {key!r} belongs to mode {' and '.join(others)}, not to mode {own}; leave it out"
-        )
-    names = _shown_names(kind)
-    known = [*names, LOOP_PREFIX + "*"]
-    return BadInput(
-        f"unknown key {key!r} for mode {own}{nearest(key, names)}; known: {', '.join(known)} "
-        "('mlflow deployments help -t flywheel' explains them)"
-    )
-
-
-def _complaint(error: Any, given: Mapping[str, str]) -> str:
-    said = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if not error["loc"]:
-        return str(said)
-    key = str(error["loc"][0])
-    value = "..." if key.endswith("_env") else repr(given.get(key, ""))  # it may be the secret itself
-    return f"{key}={value}: {said[0].lower()}{said[1:]}"
-    if key not in given:  # of several keys together
-        return f"{key}: {said[0].lower()}{said[1:]}"
-    return f"{key}={given[key]!r}: {said[0].lower()}{said[1:]}"
-
-
 def _shown(default: Any) -> str:
     if default is None or default == {}:
         return ""
