@@ -14,14 +14,15 @@ from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader
-from mlflow_flywheel.pipelines.stream.wire import Received
+from mlflow_flywheel.pipelines.stream.client import OutputReader
+from mlflow_flywheel.pipelines.stream.pulsar import Connection, Publisher
+from mlflow_flywheel.pipelines.stream.wire import Outgoing, Received
 
 PADDING = "x" * 300
 
 
 class Load:
-    """Publishes about 1,000 numbered events per second until it is ended."""
+    """Publishes about 1,000 numbered events per second until it is ended; what a broker did not store it sends again."""
 
     def __init__(self, deployment: StreamDeployment) -> None:
         self._config = deployment.config
@@ -44,14 +45,29 @@ class Load:
 
     def _publish(self) -> None:
         try:
-            with EventPublisher(self._config) as publisher:
+            with Connection.of(self._config, quiet=True) as connection:
+                publisher = connection.publisher(self._config.input_topic)
+                on_their_way: dict[int, int] = {}
                 while not self._end.wait(0.02):
                     for _ in range(20):
-                        body = {"a": self.sent, "b": 1, "c": 0, "d": 0, "padding": PADDING}
-                        publisher.publish(body, client_request_id=str(self.sent))
+                        on_their_way[publisher.send(event(self.sent))] = self.sent
                         self.sent += 1
+                    if len(on_their_way) >= 1000:
+                        on_their_way = self._send_again(publisher, on_their_way)
+                while on_their_way:
+                    on_their_way = self._send_again(publisher, on_their_way)
         except BaseException as error:  # noqa: BLE001 (raised again in the test's thread)
             self._error = error
+
+    def _send_again(self, publisher: Publisher, on_their_way: dict[int, int]) -> dict[int, int]:
+        return {
+            publisher.send(event(on_their_way[number])): on_their_way[number] for number in publisher.flush()
+        }
+
+
+def event(number: int) -> Outgoing:
+    body = {"a": number, "b": 1, "c": 0, "d": 0, "padding": PADDING, "client_request_id": str(number)}
+    return Outgoing(orjson.dumps(body))
 
 
 def read_until(
