@@ -79,6 +79,11 @@ class Consumer:
             for message in messages:
                 self._consumer.acknowledge(message.handle)
 
+    def seek(self, publish_ms: int) -> None:
+        """Let the subscription go on with what was published at or after a time. The embedded broker cannot."""
+        with translated(self._url):
+            self._consumer.seek(publish_ms)
+
     def settle(self) -> None:
         """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
         threading.Event().wait(_ACKNOWLEDGEMENTS_SENT_AFTER)
@@ -115,6 +120,10 @@ class Reader:
             self._held = []
             self._has_acknowledged = True
         return messages
+
+    def seek(self, publish_ms: int) -> None:
+        """See Consumer."""
+        self._consumer.seek(publish_ms)
 
     def close(self) -> None:
         if self._has_acknowledged:
@@ -255,15 +264,15 @@ class Connection:
         name = f"flywheel-reader-{uuid.uuid4().hex}"
         return Reader(self.consumer(topic, name, position=position))
 
-    def publisher(self, topic: str) -> Publisher:
-        """Make a producer."""
+    def publisher(self, topic: str, *, batched: bool = True) -> Publisher:
+        """Make a producer. Messages that are to be acknowledged one by one must not be batched on their way in."""
         with translated(self.url):
             producer = self._client.create_producer(
                 topic,
                 send_timeout_millis=int(SEND_TIMEOUT_SECONDS * 1000),
                 max_pending_messages=_PENDING_MESSAGES,
                 block_if_queue_full=True,
-                batching_enabled=not self._embedded,
+                batching_enabled=batched and not self._embedded,
                 batching_max_publish_delay_ms=2,
                 compression_type=pulsar.CompressionType.LZ4,
             )

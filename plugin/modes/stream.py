@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlflow_flywheel.pipelines.config import StreamConfig, load_config
+from pydantic import TypeAdapter
+
+from mlflow_flywheel.pipelines.config import StartPosition, StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, Unavailable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
@@ -64,7 +66,9 @@ class StreamOperations:
         fresh = spec.broker is None and not broker_exists(context)
         try:
             broker = spec.broker or ensure_broker(context)
-            start_master(context, _config(context, name, spec, model, broker), _MODULE, timeout)
+            config = _config(context, name, spec, model, broker)
+            _begin(config)
+            start_master(context, config, _MODULE, timeout)
         except BaseException:
             if fresh:
                 forget_broker(context)
@@ -84,6 +88,8 @@ class StreamOperations:
         before = load_config(StreamConfig, context.home.config_file(record.name))
         broker = spec.broker or ensure_broker(context)
         config = _config(context, record.name, spec, model, broker)
+        if _place(before) != _place(config):
+            _begin(config)
         swap_master(context, config, timeout)
         if _place(before) != _place(config) and before.subscription == record.name:
             _drop_subscriptions(before)
@@ -96,7 +102,9 @@ class StreamOperations:
             config = None
         stop_master(context, name)
         if config is not None and forget is not None and forget.subscription is None:
-            _drop_subscriptions(config)  # one that the user named is the user's, with what waits in it
+            _drop_subscriptions(
+                config, letters=True
+            )  # one that the user named is the user's, with what waits in it
 
     def predict(
         self, context: Context, record: DeploymentRecord, spec: StreamSpec, rows: pd.DataFrame, timeout: float
@@ -134,7 +142,7 @@ def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, 
         broker=broker,
         embedded=spec.broker is None,
         subscription=spec.subscription or name,
-        start_position=spec.start_position,
+        start_position=TypeAdapter(StartPosition).validate_python(spec.start_position),
         batch_max=spec.batch_max,
         batch_wait_ms=spec.batch_wait_ms,
         max_message_bytes=spec.max_message_bytes,
@@ -143,6 +151,14 @@ def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, 
         properties=spec.properties,
         **_topics(name, spec),
     )
+
+
+def _begin(config: StreamConfig) -> None:
+    """Let a deployment's own subscription begin at its start time; one that the user named may be at work already."""
+    if config.subscription == config.deployment:
+        from mlflow_flywheel.pipelines.stream.client import begin_at_start_time
+
+        begin_at_start_time(config)
 
 
 def _topics(name: str, spec: StreamSpec) -> dict[str, str]:
@@ -168,13 +184,13 @@ def _place(config: StreamConfig) -> tuple[str, str, str]:
     return config.broker, config.input_topic, config.subscription
 
 
-def _drop_subscriptions(config: StreamConfig) -> None:
+def _drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
     """Tell the broker to keep no more messages for this deployment, where it can be reached: else it keeps them."""
     from mlflow_flywheel.pipelines.stream.client import drop_subscriptions
 
     try:
         _reach(config.broker)
-        drop_subscriptions(config)
+        drop_subscriptions(config, letters=letters)
     except FlywheelError as error:
         _logger.warning("subscription %r stays on the broker: %s", config.subscription, error.message)
 

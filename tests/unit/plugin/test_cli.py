@@ -13,7 +13,21 @@ from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.records import Records
 
-COMMANDS = ["up", "down", "status", "logs", "feedback", "monitor", "retrain", "batch", "loop", "demo"]
+COMMANDS = [
+    "up",
+    "down",
+    "status",
+    "logs",
+    "feedback",
+    "monitor",
+    "retrain",
+    "batch",
+    "loop",
+    "scale",
+    "replay",
+    "dlq",
+    "demo",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -182,3 +196,13 @@ def test_a_home_of_another_database_is_one_line_too(home: Home, monkeypatch: pyt
 def test_a_home_that_cannot_be_made_is_one_line_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be made" in complaint("status", "--home", str(tmp_path / "file" / "home"))
+
+
+def test_what_a_stream_deployment_can_do_is_refused_for_others(home: Home) -> None:
+    deploy(home, "late-web")
+    deploy(home, "late-batch", "batch")
+    assert "only stream deployments read messages" in complaint("dlq", "list", "late-web")
+    assert "only stream deployments read messages" in complaint("dlq", "purge", "late-web")
+    assert "only stream deployments read messages" in complaint("replay", "late-web", "--from", "2026-01-01")
+    assert "batch deployment: its runs use all cores" in complaint("scale", "late-batch", "2")
+    assert "did you mean 'late-web'?" in complaint("dlq", "replay", "late-wev")
