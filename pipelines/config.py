@@ -125,6 +125,9 @@ class StreamConfig(WorkerConfig):
     batch_wait_ms: int = Field(5, ge=1, le=10_000)
     max_message_bytes: int = Field(1024 * 1024, ge=64)
     workers: int = Field(1, ge=1, le=64)
+    ordering: Literal["none", "key"] = Field("none", description="key: the messages of a key, in their order")
+    broker_token_file: str | None = Field(None, description="file with the token that the broker wants")
+    broker_ca_file: str | None = Field(None, description="PEM authorities to trust; the system's without")
     fields: dict[str, str] = Field(
         {}, description="path in the message by feature, client_request_id, event_time"
     )

@@ -12,6 +12,7 @@ _COMMANDS = {
     "down": "commands.processes:down",
     "status": "commands.processes:status",
     "logs": "commands.processes:logs",
+    "broker": "commands.brokers:broker",
     "feedback": "commands.models:feedback",
     "monitor": "commands.models:monitor",
     "retrain": "commands.models:retrain",

@@ -113,7 +113,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
             log=open_log(config, scorer, parts),
             variant=config.variant,
         )
-        connection = parts.enter_context(Connection(config.broker, embedded=config.embedded))
+        connection = parts.enter_context(Connection.of(config))
         reader = parts.enter_context(closing(connection.reader(config.input_topic, position="earliest")))
         if not config.embedded:
             reader.seek(span.start)
@@ -122,7 +122,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
             InputFormat.of(config, JsonBodies(config.max_message_bytes)),
             AnswerFormat.of(scorer.ref, config.properties),
             inbox=_Acknowledged(),
-            answers=connection.publisher(config.output_topic),
+            answers=connection.publisher(config.output_topic, by_key=config.ordering == "key"),
             dead_letters=_NoLetters(),
             patience=patience,
             stats=stats,

@@ -38,9 +38,11 @@ class EventPublisher:
     """
 
     def __init__(self, config: StreamConfig, topic: str | None = None) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
-            self._publisher = self._connection.publisher(topic or config.input_topic)
+            self._publisher = self._connection.publisher(
+                topic or config.input_topic, by_key=config.ordering == "key"
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -92,7 +94,7 @@ class OutputReader:
         topic: str | None = None,
         start: Literal["earliest", "latest"] = "latest",
     ) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
             self._reader = self._connection.reader(topic or config.output_topic, position=start)
         except BaseException:
@@ -145,7 +147,7 @@ def publish_and_wait(
     answers: dict[int, dict[str, Any]] = {}
     refused: dict[int, str] = {}
     with ExitStack() as open_parts:
-        connection = open_parts.enter_context(Connection(config.broker, embedded=config.embedded, quiet=True))
+        connection = open_parts.enter_context(Connection.of(config, quiet=True))
         outputs = open_parts.enter_context(closing(connection.reader(config.output_topic)))
         letters = open_parts.enter_context(closing(connection.reader(config.dead_letter_topic)))
         publisher = connection.publisher(config.input_topic)
@@ -171,8 +173,11 @@ def begin_at_start_time(config: StreamConfig) -> None:
     """
     start = start_ms(config)
     if start and not config.embedded:
-        with Connection(config.broker, embedded=False, quiet=True) as connection:
-            connection.consumer(config.input_topic, config.subscription, batch_max=1).seek(start)
+        by_key = config.ordering == "key"
+        with Connection.of(config, quiet=True) as connection:
+            connection.consumer(config.input_topic, config.subscription, batch_max=1, by_key=by_key).seek(
+                start
+            )
 
 
 def drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
@@ -185,11 +190,10 @@ def drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
         names[config.feedback_topic] = feedback_subscription(config)
     if letters:
         names[config.dead_letter_topic] = letters_subscription(config)
-    with Connection(
-        config.broker, embedded=config.embedded, first_number=ANOTHER_NUMBER, quiet=True
-    ) as connection:
+    with Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True) as connection:
         for topic, subscription in names.items():
-            connection.consumer(topic, subscription, batch_max=1).unsubscribe()
+            by_key = topic == config.input_topic and config.ordering == "key"
+            connection.consumer(topic, subscription, batch_max=1, by_key=by_key).unsubscribe()
 
 
 def _mine(reader: Reader, request: str) -> Iterable[tuple[int, Received]]:

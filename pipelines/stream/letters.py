@@ -113,7 +113,7 @@ class LetterBox:
         self._has_acknowledged = False
         with ExitStack() as parts:
             self._connection = parts.enter_context(
-                Connection(config.broker, embedded=config.embedded, first_number=ANOTHER_NUMBER, quiet=True)
+                Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True)
             )
             self._inbox = self._connection.consumer(
                 config.dead_letter_topic, letters_subscription(config), batch_max=_MOST_AT_ONCE
@@ -141,7 +141,7 @@ class LetterBox:
         again meanwhile is left where it is.
         """
         mark = uuid.uuid4().hex
-        events = self._connection.publisher(self._config.input_topic)
+        events = self._connection.publisher(self._config.input_topic, by_key=self._config.ordering == "key")
         topic = self._config.feedback_topic
         labels = self._connection.publisher(topic) if topic is not None else events
         sent = cut = 0

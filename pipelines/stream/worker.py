@@ -75,9 +75,8 @@ class Worker:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
             connection = parts.enter_context(
-                Connection(
-                    self._config.broker,
-                    embedded=self._config.embedded,
+                Connection.of(
+                    self._config,
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
@@ -100,7 +99,8 @@ class Worker:
 
     def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
         config = self._config
-        answers = connection.publisher(config.output_topic)
+        by_key = config.ordering == "key"
+        answers = connection.publisher(config.output_topic, by_key=by_key)
         letters = connection.publisher(config.dead_letter_topic, batched=False)
         # before the first letter: a broker may forget what nobody subscribes to
         connection.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
@@ -110,6 +110,7 @@ class Worker:
             position="latest" if config.start_position == "latest" else "earliest",
             batch_max=config.batch_max,
             batch_wait_ms=config.batch_wait_ms,
+            by_key=by_key,
         )
         start = start_ms(config)
         loop = StreamLoop(

@@ -18,6 +18,7 @@ COMMANDS = [
     "down",
     "status",
     "logs",
+    "broker",
     "feedback",
     "monitor",
     "retrain",
@@ -77,12 +78,26 @@ def test_the_help_lists_every_command() -> None:
     assert flywheel().exit_code in (0, 2)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "batch run", "loop show", "loop set"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *COMMANDS,
+        "batch run",
+        "loop show",
+        "loop set",
+        "broker start",
+        "broker stop",
+        "broker status",
+        "dlq list",
+        "dlq replay",
+        "dlq purge",
+    ],
+)
 def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "demo"):
+    if name not in ("batch", "loop", "broker", "dlq", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 
