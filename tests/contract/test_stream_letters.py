@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-import uuid
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from support.apache_pulsar import ApachePulsar
+from support.either_broker import EitherBroker
 from support.messages import received
-from support.streams import BrokerProcess
 
-from mlflow_flywheel.pipelines.config import ModelRef, StreamConfig
+from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.stream.client import OutputReader, drop_subscriptions
 from mlflow_flywheel.pipelines.stream.dead_letters import DeadLetters, Refused
@@ -28,35 +25,11 @@ from mlflow_flywheel.pipelines.stream.wire import Received
 SOON = timedelta(minutes=5)
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("apache", marks=pytest.mark.apache)])
-def broker_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "apache":
-        broker: ApachePulsar = request.getfixturevalue("apache_pulsar")
-        yield broker.url
-        return
-    own = BrokerProcess(tmp_path_factory.mktemp("broker"))
-    yield own.url
-    own.stop()
-
-
 @pytest.fixture
-def config(broker_url: str, request: pytest.FixtureRequest) -> StreamConfig:
+def config(either_broker: EitherBroker, tmp_path: Path) -> StreamConfig:
     """Return a deployment whose letters are held, as its worker makes sure when it starts."""
-    name = f"d-{uuid.uuid4().hex[:8]}"
-    config = StreamConfig(
-        deployment=name,
-        model=ModelRef(name="m", version="1", path=""),
-        spool="",
-        status_file="",
-        broker=broker_url,
-        embedded="embedded" in request.node.name,
-        input_topic=f"{name}-in",
-        output_topic=f"{name}-out",
-        feedback_topic=f"{name}-feedback",
-        dead_letter_topic=f"{name}-dlq",
-        subscription=name,
-    )
-    with Connection(config.broker, embedded=config.embedded, quiet=True) as connection:
+    config = either_broker.config(tmp_path)
+    with Connection.of(config, quiet=True) as connection:
         connection.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
     return config
 
@@ -65,7 +38,7 @@ def refuse(
     config: StreamConfig, folder: Path, *refused: tuple[Received, Refusal, str], deployment: str | None = None
 ) -> None:
     stats = StatsKeeper(folder / "stats.json")
-    with Connection(config.broker, embedded=config.embedded, quiet=True) as connection:
+    with Connection.of(config, quiet=True) as connection:
         publisher = connection.publisher(config.dead_letter_topic, batched=False)
         letters = DeadLetters(publisher, deployment or config.deployment, Patience(threading.Event(), stats))
         letters.send([Refused(*one) for one in refused])
@@ -192,7 +165,7 @@ def test_deleted_with_their_deployment(config: StreamConfig, tmp_path: Path) -> 
     assert numbers(config) == [0, 1, 2]
     drop_subscriptions(config, letters=True)
     refuse(config, tmp_path, *some(1))  # whoever asks now has a new subscription
-    with Connection(config.broker, embedded=config.embedded, quiet=True) as connection:
+    with Connection.of(config, quiet=True) as connection:
         consumer = connection.consumer(
             config.dead_letter_topic, letters_subscription(config), position="latest", batch_max=10
         )
