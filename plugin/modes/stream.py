@@ -18,6 +18,8 @@ from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.pipelines.stream.access import Access
 from mlflow_flywheel.pipelines.stream.fields import check_fields
 from mlflow_flywheel.pipelines.stream.settings import check_scale
+from mlflow_flywheel.pipelines.stream.stats import read_stats
+from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, stream_configs
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker
@@ -140,7 +142,20 @@ class StreamOperations:
             "broker": record.url,
             "subscription": spec.subscription or record.name,
             **_topics(record.name, spec),
+            **_doing(context, record.name),
         }
+
+
+def _doing(context: Context, name: str) -> dict[str, Any]:
+    """Say how a deployment does, as far as its workers have said anything yet."""
+    stats = read_stats(context.home.status_file(name))
+    if stats is None:
+        return {}
+    return {
+        **stats.present(utc_now()),
+        "dead_letters": dict(stats.dead_letters_by),
+        "trouble": stats.trouble,
+    }
 
 
 def _config(

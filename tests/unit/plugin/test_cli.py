@@ -119,6 +119,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
     assert json.loads(said.output) == {
         "home": str(home.path),
         "tracking_uri": None,
+        "metrics": None,
         "deployments": [],
         "processes": [],
     }
