@@ -18,6 +18,9 @@ _COMMANDS = {
     "retrain": "commands.models:retrain",
     "batch": "commands.models:batch",
     "loop": "commands.models:loop",
+    "scale": "commands.streams:scale",
+    "replay": "commands.streams:replay",
+    "dlq": "commands.streams:dlq",
     "demo": "demo.command:demo",
 }
 

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.stream.fields import EVENT_TIME, REQUEST_ID, steps_of
+from mlflow_flywheel.pipelines.times import parse_time
 
 Mode = Literal["web", "stream", "batch"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -218,8 +219,10 @@ class StreamSpec(OnlineSpec):
     subscription: str | None = Field(
         None, description="name of the subscription on the input topic; default NAME"
     )
-    start_position: Literal["earliest", "latest"] = Field(
-        "earliest", description="where a new subscription starts in the input topic"
+    start_position: str = Field(
+        "earliest",
+        description="where a new subscription starts in the input topic: earliest, latest, or a time such as "
+        "2026-01-31T00:00:00Z (what was published before it is passed over)",
     )
     batch_max: int = Field(1000, ge=1, le=100_000, description="most messages scored at once")
     batch_wait_ms: int = Field(5, ge=1, le=10_000, description="longest wait for a batch to fill")
@@ -241,6 +244,18 @@ class StreamSpec(OnlineSpec):
     properties: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         ("*",), description="message properties to repeat on the answer, comma-separated; * is all of them"
     )
+
+    @field_validator("start_position")
+    @classmethod
+    def _start(cls, value: str) -> str:
+        if value in ("earliest", "latest"):
+            return value
+        try:
+            return parse_time(value).isoformat()
+        except ValueError:
+            raise ValueError(
+                "must be 'earliest' or 'latest', or a time in ISO 8601 such as 2026-01-31T00:00:00Z"
+            ) from None
 
     @field_validator("field")
     @classmethod

@@ -15,20 +15,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
-from .dead_letters import DeadLetters, Refused, publish_all
+from .dead_letters import Refused, publish_all
 from .isolation import Part, score_isolating
 from .messages import AnswerFormat, Event, InputFormat, Poison, Refusal
 from .patience import Patience
-from .pulsar import Consumer, Publisher
+from .pulsar import Publisher
 from .stats import StatsKeeper
 from .wire import Outgoing, Received
 
@@ -48,6 +48,19 @@ class Row:
         return stream_prediction_id(at.topic, at.ledger, at.entry, at.batch_index)
 
 
+class Inbox(Protocol):
+    """Where batches come from: a `Consumer`, or what stands for one."""
+
+    def receive(self) -> list[Received]: ...
+    def acknowledge(self, messages: list[Received]) -> None: ...
+
+
+class Letters(Protocol):
+    """Where refused messages go: `DeadLetters`, or what stands for them."""
+
+    def send(self, letters: Sequence[Refused]) -> None: ...
+
+
 class StreamLoop:
     """One worker's loop over its subscription; `run` returns when the stop event is set, after the batch in hand.
 
@@ -60,9 +73,9 @@ class StreamLoop:
         input_format: InputFormat,
         answer_format: AnswerFormat,
         *,
-        inbox: Consumer,
+        inbox: Inbox,
         answers: Publisher,
-        dead_letters: DeadLetters,
+        dead_letters: Letters,
         patience: Patience,
         stats: StatsKeeper,
         stop: threading.Event,

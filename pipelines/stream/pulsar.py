@@ -82,6 +82,11 @@ class Consumer:
             for message in messages:
                 self._consumer.acknowledge(message.handle)
 
+    def seek(self, publish_ms: int) -> None:
+        """Let the subscription go on with what was published at or after a time. The embedded broker cannot."""
+        with translated(self._url):
+            self._consumer.seek(publish_ms)
+
     def settle(self) -> None:
         """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
         threading.Event().wait(_ACKNOWLEDGEMENTS_SENT_AFTER)
@@ -118,6 +123,10 @@ class Reader:
             self._held = []
             self._has_acknowledged = True
         return messages
+
+    def seek(self, publish_ms: int) -> None:
+        """See Consumer."""
+        self._consumer.seek(publish_ms)
 
     def close(self) -> None:
         if self._has_acknowledged:
@@ -286,8 +295,11 @@ class Connection:
         name = f"flywheel-reader-{uuid.uuid4().hex}"
         return Reader(self.consumer(topic, name, position=position))
 
-    def publisher(self, topic: str, *, by_key: bool = False) -> Publisher:
-        """Make a producer; with `by_key` a stored batch has one key, as consumers of a Key_Shared subscription need."""
+    def publisher(self, topic: str, *, batched: bool = True, by_key: bool = False) -> Publisher:
+        """Make a producer; with `by_key` a stored batch has one key, as consumers of a Key_Shared subscription need.
+
+        Messages that are to be acknowledged one by one must not be batched on their way in.
+        """
         batching = pulsar.BatchingType.KeyBased if by_key else pulsar.BatchingType.Default
         with translated(self.url):
             producer = self._client.create_producer(
@@ -295,7 +307,7 @@ class Connection:
                 send_timeout_millis=int(SEND_TIMEOUT_SECONDS * 1000),
                 max_pending_messages=_PENDING_MESSAGES,
                 block_if_queue_full=True,
-                batching_enabled=not self._embedded,
+                batching_enabled=batched and not self._embedded,
                 batching_max_publish_delay_ms=2,
                 batching_type=batching,
                 compression_type=pulsar.CompressionType.LZ4,

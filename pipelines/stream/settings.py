@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
@@ -17,6 +18,12 @@ def load_stream_config(path: Path) -> StreamConfig:
     if len(set(topics)) < len(topics):
         raise BadInput(f"the topics of a stream deployment must differ, got {', '.join(topics)}")
     return config
+
+
+def start_ms(config: StreamConfig) -> int:
+    """Return the first publish time (milliseconds since 1970) that a deployment answers; 0 for any."""
+    start = config.start_position
+    return round(1000 * start.timestamp()) if isinstance(start, datetime) else 0
 
 
 def check_scale(embedded: bool, workers: int, ordering: str) -> None:
@@ -40,3 +47,8 @@ def check_scale(embedded: bool, workers: int, ordering: str) -> None:
 def feedback_subscription(config: StreamConfig) -> str:
     """Return the name of the subscription under which a deployment reads its feedback topic."""
     return f"{config.subscription}-feedback"
+
+
+def letters_subscription(config: StreamConfig) -> str:
+    """Return the name of the subscription that holds a deployment's dead letters until somebody decides about them."""
+    return f"{config.subscription}-letters"

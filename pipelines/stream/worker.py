@@ -34,7 +34,7 @@ from .loop import StreamLoop
 from .messages import AnswerFormat, InputFormat, JsonBodies
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
-from .settings import feedback_subscription, load_stream_config
+from .settings import feedback_subscription, letters_subscription, load_stream_config, start_ms
 from .stats import StatsKeeper, stats_file
 
 _log = logging.getLogger(__name__)
@@ -101,15 +101,18 @@ class Worker:
         config = self._config
         by_key = config.ordering == "key"
         answers = connection.publisher(config.output_topic, by_key=by_key)
-        letters = connection.publisher(config.dead_letter_topic)
+        letters = connection.publisher(config.dead_letter_topic, batched=False)
+        # before the first letter: a broker may forget what nobody subscribes to
+        connection.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
         inbox = connection.consumer(
             config.input_topic,
             config.subscription,
-            position=config.start_position,
+            position="latest" if config.start_position == "latest" else "earliest",
             batch_max=config.batch_max,
             batch_wait_ms=config.batch_wait_ms,
             by_key=by_key,
         )
+        start = start_ms(config)
         loop = StreamLoop(
             core,
             InputFormat.of(config, JsonBodies(config.max_message_bytes)),
@@ -120,6 +123,7 @@ class Worker:
             patience=self._patience,
             stats=self._stats,
             stop=self._stop,
+            is_due=lambda message: message.publish_ms >= start,
         )
         return loop, inbox
 
@@ -131,7 +135,7 @@ class Worker:
             config.spool, config.model.name, self._scorer.kind, source="stream", durability=config.durability
         )
         parts.callback(labels.close)
-        letters = connection.publisher(config.dead_letter_topic)
+        letters = connection.publisher(config.dead_letter_topic, batched=False)
         return FeedbackInbox(
             labels,
             self._scorer.kind,

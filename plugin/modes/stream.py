@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlflow_flywheel.pipelines.config import StreamConfig, load_config
+from pydantic import TypeAdapter
+
+from mlflow_flywheel.pipelines.config import StartPosition, StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, Unavailable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.pipelines.stream.access import Access
 from mlflow_flywheel.pipelines.stream.fields import check_fields
 from mlflow_flywheel.pipelines.stream.settings import check_scale
+from mlflow_flywheel.pipelines.stream.stats import read_stats
+from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, stream_configs
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker
@@ -75,6 +79,7 @@ class StreamOperations:
         fresh = kind == "embedded" and not broker_exists(context)
         try:
             config = _config(context, name, spec, model, kind, _token_file(context, name, spec))
+            _begin(config)
             start_master(context, config, _MODULE, timeout)
         except BaseException:
             if fresh:
@@ -98,6 +103,8 @@ class StreamOperations:
         token = _token_file(context, record.name, spec, kept)
         try:
             config = _config(context, record.name, spec, model, kind, token)
+            if _place(before) != _place(config):
+                _begin(config)
             swap_master(context, config, timeout)
         except BaseException:
             forget_tokens(context.home, record.name, but=_path(before.broker_token_file))
@@ -114,7 +121,8 @@ class StreamOperations:
             config = None
         stop_master(context, name)
         if config is not None and forget is not None and forget.subscription is None:
-            _drop_subscriptions(config)  # one that the user named is the user's, with what waits in it
+            # one that the user named is the user's, with what waits in it
+            _drop_subscriptions(config, letters=True)
         forget_tokens(context.home, name)
 
     def predict(
@@ -134,7 +142,20 @@ class StreamOperations:
             "broker": record.url,
             "subscription": spec.subscription or record.name,
             **_topics(record.name, spec),
+            **_doing(context, record.name),
         }
+
+
+def _doing(context: Context, name: str) -> dict[str, Any]:
+    """Say how a deployment does, as far as its workers have said anything yet."""
+    stats = read_stats(context.home.status_file(name))
+    if stats is None:
+        return {}
+    return {
+        **stats.present(utc_now()),
+        "dead_letters": dict(stats.dead_letters_by),
+        "trouble": stats.trouble,
+    }
 
 
 def _config(
@@ -162,7 +183,7 @@ def _config(
         broker=broker,
         embedded=kind == "embedded",
         subscription=spec.subscription or name,
-        start_position=spec.start_position,
+        start_position=TypeAdapter(StartPosition).validate_python(spec.start_position),
         batch_max=spec.batch_max,
         batch_wait_ms=spec.batch_wait_ms,
         max_message_bytes=spec.max_message_bytes,
@@ -174,6 +195,14 @@ def _config(
         properties=spec.properties,
         **_topics(name, spec),
     )
+
+
+def _begin(config: StreamConfig) -> None:
+    """Let a deployment's own subscription begin at its start time; one that the user named may be at work already."""
+    if config.subscription == config.deployment:
+        from mlflow_flywheel.pipelines.stream.client import begin_at_start_time
+
+        begin_at_start_time(config)
 
 
 def _topics(name: str, spec: StreamSpec) -> dict[str, str]:
@@ -210,13 +239,13 @@ def _place(config: StreamConfig) -> tuple[str, str, str]:
     return config.broker, config.input_topic, config.subscription
 
 
-def _drop_subscriptions(config: StreamConfig) -> None:
+def _drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
     """Tell the broker to keep no more messages for this deployment, where it can be reached: else it keeps them."""
     from mlflow_flywheel.pipelines.stream.client import drop_subscriptions
 
     try:
         _reach(config.broker)
-        drop_subscriptions(config)
+        drop_subscriptions(config, letters=letters)
     except FlywheelError as error:
         _logger.warning("subscription %r stays on the broker: %s", config.subscription, error.message)
 

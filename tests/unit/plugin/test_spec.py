@@ -88,6 +88,13 @@ def test_fields_are_paths_by_name() -> None:
     assert "give field.event_time or timestamp_column, not both" in refusal(twice)
 
 
+def test_a_stream_may_start_at_a_time() -> None:
+    for written in ("2026-01-31", "2026-01-31T00:00:00Z", "2026-01-31T01:00:00+01:00"):
+        spec = parse_spec({"mode": "stream", "start_position": written})
+        assert isinstance(spec, StreamSpec)
+        assert spec.start_position == "2026-01-31T00:00:00+00:00"
+
+
 def test_an_empty_value_means_the_default() -> None:
     assert parse_spec({"mode": "web", "port": "", "id_column": ""}) == WebSpec()
 
