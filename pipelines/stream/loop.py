@@ -106,7 +106,9 @@ class StreamLoop:
         started = time.perf_counter()
         self._stats.note(oldest_ms=min(message.publish_ms for message in batch))
         due = [message for message in batch if self._is_due(message)]
-        rows, letters = self._understand(due)
+        rows, letters = self._patience.insist(
+            lambda: self._understand(due)
+        )  # a schema may have to be fetched
         rows, features, more = self._check(rows)
         letters += more
         if rows:
