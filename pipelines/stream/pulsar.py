@@ -135,17 +135,8 @@ class Publisher:
 
     def send(self, message: Outgoing) -> int:
         """Hand a message over and return its number, counted from 0; blocks while 4,000 are on their way."""
-        number = self._sent
         with translated(self._url):
-            self._producer.send_async(
-                message.data,
-                functools.partial(self._on_settled, number),
-                properties=dict(message.properties),
-                partition_key=message.key or None,
-                event_timestamp=message.event_ms or None,
-            )
-        self._sent += 1
-        return number
+            return self._hand_over(message)
 
     def flush(self) -> dict[int, SendFailure]:
         """Wait until everything sent so far is stored, or is known not to be; return the failures by number.
@@ -168,8 +159,9 @@ class Publisher:
     def publish(self, messages: list[Outgoing]) -> dict[int, SendFailure]:
         """Send all and wait; return the failures by position in `messages`."""
         first = self._sent
-        for message in messages:
-            self.send(message)
+        with translated(self._url):
+            for message in messages:
+                self._hand_over(message)
         return {number - first: failure for number, failure in self.flush().items() if number >= first}
 
     def raise_for(self, failures: Collection[SendFailure]) -> None:
@@ -184,6 +176,18 @@ class Publisher:
     def close(self) -> None:
         with translated(self._url):
             self._producer.close()
+
+    def _hand_over(self, message: Outgoing) -> int:
+        number = self._sent
+        self._producer.send_async(
+            message.data,
+            functools.partial(self._on_settled, number),
+            properties=dict(message.properties),
+            partition_key=message.key or None,
+            event_timestamp=message.event_ms or None,
+        )
+        self._sent += 1
+        return number
 
     def _on_settled(self, number: int, result: Any, message_id: Any) -> None:
         if result != pulsar.Result.Ok:

@@ -7,6 +7,7 @@ it the same way. SIGTERM: the batch in hand is finished and acknowledged, the co
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -167,6 +168,8 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     config = load_stream_config(config_path)
     scorer = load_scorer(config.model)
     check_excluded(config.log_exclude, scorer.schema)
+    gc.collect()
+    gc.freeze()  # or each batch's many objects make Python look through all that the model's libraries hold
     channel.prepared()
     if not channel.wait_go():
         return 0
