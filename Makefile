@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types-view bench-loop bench-web
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-loop bench-web
 
 setup: $(STAMP)
 
@@ -18,6 +18,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The Apache Pulsar broker (Java 17 and Maven are needed), into a cache outside of this repository.
+pulsar: setup
+	$(BIN)/python -m mlflow_flywheel.pipelines.stream.apache_files
+
+test-pulsar: pulsar
+	CI=true $(BIN)/python -m pytest -m apache
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py

@@ -121,6 +121,12 @@ class StreamConfig(WorkerConfig):
     batch_wait_ms: int = Field(5, ge=1, le=10_000)
     max_message_bytes: int = Field(1024 * 1024, ge=64)
     workers: int = Field(1, ge=1, le=64)
+    fields: dict[str, str] = Field(
+        {}, description="path in the message by feature, client_request_id, event_time"
+    )
+    properties: tuple[str, ...] = Field(
+        ("*",), description="message properties kept on the answer; * means all"
+    )
 
 
 class BatchConfig(Frozen):

@@ -18,10 +18,13 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
+from mlflow_flywheel.pipelines.stream.fields import EVENT_TIME, REQUEST_ID, steps_of
 
 Mode = Literal["web", "stream", "batch"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 LOOP_PREFIX = "loop."
+FIELD_PREFIX = "field."
+_FIELD_KEY = FIELD_PREFIX + "NAME"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -199,6 +202,31 @@ class StreamSpec(OnlineSpec):
         1024 * 1024, ge=64, description="larger messages go to the dead-letter topic"
     )
     workers: int = Field(1, ge=1, le=64, description="worker processes; the embedded broker takes one")
+    field: Mapping[str, str] = Field(
+        {},
+        description="where in a message a feature is, when not under its own name: field.temp=weather.temp_f, list "
+        "entries by number (readings.0.value, readings.-1.value), a dot in a name as \\.; also "
+        "field.client_request_id and field.event_time",
+    )
+    properties: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        ("*",), description="message properties to repeat on the answer, comma-separated; * is all of them"
+    )
+
+    @field_validator("field")
+    @classmethod
+    def _paths(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for path in value.values():
+            steps_of(path)
+        return value
+
+    @model_validator(mode="after")
+    def _one_place_of_each(self) -> StreamSpec:
+        for name, key in ((REQUEST_ID, "id_column"), (EVENT_TIME, "timestamp_column")):
+            if name in self.field and getattr(self, key) is not None:
+                raise ValueError(
+                    f"give {FIELD_PREFIX}{name} or {key}, not both: each says where the {name} of a message is"
+                )
+        return self
 
     @field_validator("broker")
     @classmethod
@@ -274,10 +302,12 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
     given = {k: str(v) for k, v in raw.items() if str(v) != "" and not k.startswith(LOOP_PREFIX)}
     kind = _SPECS[_mode(given, raw)]
     for key in (key for key in raw if not key.startswith(LOOP_PREFIX)):
-        if key not in kind.model_fields:
+        if _field_of(key) not in kind.model_fields:
             raise _unknown_key(key, kind)
+    values: dict[str, Any] = {k: v for k, v in given.items() if not k.startswith(FIELD_PREFIX)}
+    mapped = {k.removeprefix(FIELD_PREFIX): v for k, v in given.items() if k.startswith(FIELD_PREFIX)}
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(values | {"field": mapped} if mapped else values)
     except ValidationError as error:
         raise BadInput("; ".join(_complaint(e, given) for e in error.errors())) from None
 
@@ -322,7 +352,12 @@ def keys(mode: Mode) -> Iterator[Key]:
     for name in sorted(kind.model_fields, key=lambda name: (name != "mode", name in common)):
         field = kind.model_fields[name]
         default = "required" if name == "mode" else _shown(field.default)
-        yield Key(name, _type_name(field.annotation), default, field.description or "")
+        yield Key(
+            _FIELD_KEY if name == "field" else name,
+            _type_name(field.annotation),
+            default,
+            field.description or "",
+        )
 
 
 def loop_keys() -> Iterator[Key]:
@@ -354,16 +389,28 @@ def _all_keys() -> set[str]:
     return {name for kind in _SPECS.values() for name in kind.model_fields}
 
 
+def _field_of(key: str) -> str:
+    """Return the field of the spec that a key sets, or the key itself: `field.NAME` sets an entry of `field`."""
+    if key.startswith(FIELD_PREFIX) and key != FIELD_PREFIX:
+        return "field"
+    return _FIELD_KEY if key == "field" else key
+
+
+def _shown_names(kind: type[CommonSpec]) -> list[str]:
+    return [_FIELD_KEY if name == "field" else name for name in kind.model_fields]
+
+
 def _unknown_key(key: str, kind: type[CommonSpec]) -> BadInput:
     own = kind.model_fields["mode"].default
-    others = [mode for mode, spec in _SPECS.items() if key in spec.model_fields]
+    others = [mode for mode, spec in _SPECS.items() if _field_of(key) in spec.model_fields]
     if others:
         return BadInput(
             f"key {key!r} belongs to mode {' and '.join(others)}, not to mode {own}; leave it out"
         )
-    known = [*kind.model_fields, LOOP_PREFIX + "*"]
+    names = _shown_names(kind)
+    known = [*names, LOOP_PREFIX + "*"]
     return BadInput(
-        f"unknown key {key!r} for mode {own}{nearest(key, kind.model_fields)}; known: {', '.join(known)} "
+        f"unknown key {key!r} for mode {own}{nearest(key, names)}; known: {', '.join(known)} "
         "('mlflow deployments help -t flywheel' explains them)"
     )
 
@@ -373,11 +420,13 @@ def _complaint(error: Any, given: Mapping[str, str]) -> str:
     if not error["loc"]:
         return str(said)
     key = str(error["loc"][0])
-    return f"{key}={given.get(key, '')!r}: {said[0].lower()}{said[1:]}"
+    if key not in given:  # of several keys together
+        return f"{key}: {said[0].lower()}{said[1:]}"
+    return f"{key}={given[key]!r}: {said[0].lower()}{said[1:]}"
 
 
 def _shown(default: Any) -> str:
-    if default is None:
+    if default is None or default == {}:
         return ""
     if isinstance(default, tuple | list):
         return ",".join(map(str, default))

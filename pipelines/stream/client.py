@@ -20,12 +20,12 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 from .dead_letters import REASON
-from .messages import REQUEST_ID
+from .fields import REQUEST_ID
+from .messages import CORRELATION
 from .pulsar import ANOTHER_NUMBER, Connection, Reader
 from .settings import feedback_subscription
 from .wire import Outgoing, Received
 
-CORRELATION = "flywheel_request"
 _GLANCE_MS = 10
 
 

@@ -15,16 +15,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
+from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
-from .dead_letters import DeadLetters, publish_all
+from .dead_letters import DeadLetters, Refused, publish_all
 from .isolation import Part, score_isolating
-from .messages import PREDICTION_ID, AnswerFormat, Event, InputFormat, Poison
+from .messages import AnswerFormat, Event, InputFormat, Poison, Refusal
 from .patience import Patience
 from .pulsar import Consumer, Publisher
 from .stats import StatsKeeper
@@ -47,12 +49,16 @@ class Row:
 
 
 class StreamLoop:
-    """One worker's loop over its subscription; `run` returns when the stop event is set, after the batch in hand."""
+    """One worker's loop over its subscription; `run` returns when the stop event is set, after the batch in hand.
+
+    A message that is not due is acknowledged and nothing else.
+    """
 
     def __init__(
         self,
         core: ScoringCore,
         input_format: InputFormat,
+        answer_format: AnswerFormat,
         *,
         inbox: Consumer,
         answers: Publisher,
@@ -60,16 +66,18 @@ class StreamLoop:
         patience: Patience,
         stats: StatsKeeper,
         stop: threading.Event,
+        is_due: Callable[[Received], bool] = lambda message: True,
     ) -> None:
         self._core = core
         self._input = input_format
-        self._output = AnswerFormat.of(core.scorer.ref)
+        self._output = answer_format
         self._inbox = inbox
         self._answers = answers
         self._dead_letters = dead_letters
         self._patience = patience
         self._stats = stats
         self._stop = stop
+        self._is_due = is_due
 
     def run(self) -> None:
         """Work until told to stop. Raises Stopped when that happened in trouble: the batch comes again then."""
@@ -77,11 +85,15 @@ class StreamLoop:
             batch = self._patience.insist(self._inbox.receive)
             if batch:
                 self.handle(batch)
+            else:
+                self._stats.note(oldest_ms=None)
 
     def handle(self, batch: list[Received]) -> None:
         """Take one batch through all four steps."""
         started = time.perf_counter()
-        rows, letters = self._understand(batch)
+        self._stats.note(oldest_ms=min(message.publish_ms for message in batch))
+        due = [message for message in batch if self._is_due(message)]
+        rows, letters = self._understand(due)
         rows, features, more = self._check(rows)
         letters += more
         if rows:
@@ -92,43 +104,44 @@ class StreamLoop:
                 event_times=[row.event.event_time for row in rows],
             )
             parts, refused = self._patience.insist(lambda: score_isolating(self._core.score, request))
-            letters += [(rows[i].message, reason) for i, reason in refused.items()]
+            letters += [Refused(rows[i].message, "model", reason) for i, reason in refused.items()]
             letters += self._answer(rows, parts)
         self._dead_letters.send(letters)
+        self._stats.answered([message.publish_ms for message in due])
         try:
             self._inbox.acknowledge(batch)
         except Unavailable as error:
             _log.warning("%s; what was not acknowledged will come again, and be left out of the table", error)
         self._stats.count(
-            batches=1, messages=len(batch), rows=len(batch) - len(letters), dead_letters=len(letters)
+            batches=1, messages=len(batch), rows=len(due) - len(letters), skipped=len(batch) - len(due)
         )
+        self._stats.count_refusals(letter.refusal for letter in letters)
         self._stats.note(
-            last_batch_rows=len(batch),
-            last_batch_ms=round(1000 * (time.perf_counter() - started), 3),
-            lag_ms=round(1000 * time.time() - max(message.publish_ms for message in batch), 3),
+            last_batch_rows=len(batch), last_batch_ms=round(1000 * (time.perf_counter() - started), 3)
         )
 
-    def _understand(self, batch: list[Received]) -> tuple[list[Row], list[tuple[Received, str]]]:
+    def _understand(self, batch: list[Received]) -> tuple[list[Row], list[Refused]]:
         rows, letters = [], []
         for message in batch:
             try:
-                event = self._input.parse(
-                    message.data, message.properties, message.event_ms, message.publish_ms
-                )
-                rows.append(Row(message, event))
+                rows.append(Row(message, self._input.parse(message)))
             except Poison as poison:
-                letters.append((message, str(poison)))
+                letters.append(Refused(message, poison.refusal, str(poison)))
         return rows, letters
 
-    def _check(self, rows: list[Row]) -> tuple[list[Row], Any, list[tuple[Received, str]]]:
+    def _check(self, rows: list[Row]) -> tuple[list[Row], Any, list[Refused]]:
         """Keep the rows whose features fit the model's signature, with their features as one batch."""
-        features, kept, reasons = self._core.scorer.schema.split_valid([row.event.features for row in rows])
-        letters = [(rows[i].message, reason.removeprefix("row 0: ")) for i, reason in reasons.items()]
+        schema = self._core.scorer.schema
+        features, kept, reasons = schema.split_valid([row.event.features for row in rows])
+        letters = [
+            Refused(rows[i].message, _refusal(schema, rows[i].event.features), reason.removeprefix("row 0: "))
+            for i, reason in reasons.items()
+        ]
         return [rows[i] for i in kept], features, letters
 
-    def _answer(self, rows: list[Row], parts: list[Part]) -> list[tuple[Received, str]]:
+    def _answer(self, rows: list[Row], parts: list[Part]) -> list[Refused]:
         """Publish the answers of what was scored; return the messages whose answers cannot be."""
-        letters: list[tuple[Received, str]] = []
+        letters: list[Refused] = []
         answered: list[Row] = []
         outgoing: list[Outgoing] = []
         for part in parts:
@@ -144,12 +157,20 @@ class StreamLoop:
                         proba[i] if proba is not None else None,
                     )
                 except TypeError as error:
-                    letters.append((row.message, f"the model's answer cannot be written as JSON: {error}"))
+                    reason = f"the model's answer cannot be written as JSON: {error}"
+                    letters.append(Refused(row.message, "answer", reason))
                     continue
-                properties = {**row.message.properties, PREDICTION_ID: prediction_id}
+                properties = self._output.properties_of(row.message, prediction_id)
                 outgoing.append(Outgoing(data, properties, row.message.key, row.message.event_ms))
                 answered.append(row)
         too_big = publish_all(self._answers, outgoing, self._patience)
         for i, failure in too_big.items():
-            letters.append((answered[i].message, f"the answer is too big to be published: {failure.reason}"))
+            reason = f"the answer is too big to be published: {failure.reason}"
+            letters.append(Refused(answered[i].message, "answer", reason))
         return letters
+
+
+def _refusal(schema: FeatureSchema, features: Mapping[str, Any]) -> Refusal:
+    """Say in a word why these features do not fit."""
+    missing = any(feature.required and feature.name not in features for feature in schema.features)
+    return "missing_feature" if missing else "wrong_type"

@@ -30,8 +30,9 @@ from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 from .dead_letters import DeadLetters
 from .endings import Mark, collect_unclean_endings
 from .feedback_inbox import FeedbackInbox
+from .fields import check_fields
 from .loop import StreamLoop
-from .messages import InputFormat
+from .messages import AnswerFormat, InputFormat, JsonBodies
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
 from .settings import feedback_subscription, load_stream_config
@@ -111,7 +112,8 @@ class Worker:
         )
         loop = StreamLoop(
             core,
-            InputFormat.of(config),
+            InputFormat.of(config, JsonBodies(config.max_message_bytes)),
+            AnswerFormat.of(core.scorer.ref, config.properties),
             inbox=inbox,
             answers=answers,
             dead_letters=DeadLetters(letters, config.deployment, self._patience),
@@ -168,6 +170,7 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     config = load_stream_config(config_path)
     scorer = load_scorer(config.model)
     check_excluded(config.log_exclude, scorer.schema)
+    check_fields(config.fields, scorer.schema)
     gc.collect()
     gc.freeze()  # or each batch's many objects make Python look through all that the model's libraries hold
     channel.prepared()

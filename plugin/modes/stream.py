@@ -12,6 +12,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, Unavailable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
+from mlflow_flywheel.pipelines.stream.fields import check_fields
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.embedded_broker import broker_exists, ensure_broker, forget_broker
 from mlflow_flywheel.plugin.model_files import FetchedModel
@@ -59,6 +60,7 @@ class StreamOperations:
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
+        check_fields(spec.field, model.schema)
         fresh = spec.broker is None and not broker_exists(context)
         try:
             broker = spec.broker or ensure_broker(context)
@@ -78,6 +80,7 @@ class StreamOperations:
         timeout: float,
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
+        check_fields(spec.field, model.schema)
         before = load_config(StreamConfig, context.home.config_file(record.name))
         broker = spec.broker or ensure_broker(context)
         config = _config(context, record.name, spec, model, broker)
@@ -136,6 +139,8 @@ def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, 
         batch_wait_ms=spec.batch_wait_ms,
         max_message_bytes=spec.max_message_bytes,
         workers=spec.workers,
+        fields=dict(spec.field),
+        properties=spec.properties,
         **_topics(name, spec),
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from support.messages import TOPIC, received
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
@@ -17,25 +20,27 @@ from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.scoring import ScoredBatch, ScoringCore
 from mlflow_flywheel.pipelines.stream.dead_letters import (
     ORIGIN_ID,
+    ORIGIN_TIME,
     ORIGIN_TOPIC,
     REASON,
+    REFUSAL,
     TRUNCATED,
     DeadLetters,
 )
+from mlflow_flywheel.pipelines.stream.latency import quantile_ms
 from mlflow_flywheel.pipelines.stream.loop import StreamLoop
-from mlflow_flywheel.pipelines.stream.messages import InputFormat
+from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat, JsonBodies
 from mlflow_flywheel.pipelines.stream.patience import Patience, Stopped
 from mlflow_flywheel.pipelines.stream.stats import StatsKeeper
-from mlflow_flywheel.pipelines.stream.wire import Outgoing, Position, Received, SendFailure
+from mlflow_flywheel.pipelines.stream.wire import Outgoing, Received, SendFailure
 
+START_MS = 1_600_000_000_000
 SCHEMA = FeatureSchema([Feature("x", "double")])
 
 
 def message(entry: int, body: Any, **fields: Any) -> Received:
     data = body if isinstance(body, (bytes, type(None))) else orjson.dumps(body)
-    position = Position("persistent://public/default/in", 7, entry, -1, -1)
-    known = {"properties": {}, "key": "", "event_ms": 0, "publish_ms": 1_700_000_000_000, **fields}
-    return Received(data, position=position, handle=None, **known)
+    return received(data, entry=entry, **fields)
 
 
 class Topic:
@@ -96,13 +101,15 @@ class Bench:
         patience = Patience(self.stop, self.stats)
         self.loop = StreamLoop(
             ScoringCore(scorer, deployment="d", mode="stream", log=self),
-            InputFormat(1000),
+            InputFormat(JsonBodies(1000)),
+            AnswerFormat.of(scorer.ref),
             inbox=self.inbox,  # type: ignore[arg-type]
             answers=self.answers,  # type: ignore[arg-type]
             dead_letters=DeadLetters(self.letters, "d", patience),  # type: ignore[arg-type]
             patience=patience,
             stats=self.stats,
             stop=self.stop,
+            is_due=lambda message: message.publish_ms >= START_MS,
         )
 
     def append(self, batch: ScoredBatch) -> None:
@@ -137,7 +144,7 @@ def test_a_batch_is_logged_published_and_only_then_acknowledged(bench: Bench) ->
 def test_an_answer_keeps_key_properties_and_event_time_and_names_the_position(bench: Bench) -> None:
     bench.loop.handle([message(1, {"x": 3}, key="k", properties={"p": "q"}, event_ms=1_000)])
     (outgoing,) = bench.answers.stored
-    position = "persistent://public/default/in:7:1:-1"
+    position = f"{TOPIC}:7:1:-1"
     assert (outgoing.key, outgoing.event_ms) == ("k", 1_000)
     assert outgoing.properties == {"p": "q", "prediction_id": position}
     answer = answer_of(outgoing)
@@ -174,8 +181,19 @@ def test_poison_of_every_kind_leaves_its_neighbours_alone(bench: Bench) -> None:
         assert words in reasons[place]
     letter = letters["2"]
     assert (letter.data, letter.key) == (b'{"x":"one"}', "k2")
-    assert letter.properties[ORIGIN_ID] == "7:2:-1:-1"
-    assert letter.properties[ORIGIN_TOPIC] == "persistent://public/default/in"
+    assert letter.properties[ORIGIN_ID] == f"{TOPIC}:7:2:-1"
+    assert letter.properties[ORIGIN_TOPIC] == TOPIC
+    assert letter.properties[ORIGIN_TIME] == "2023-11-14T22:13:20.000+00:00"
+    refusals = {
+        "1": "malformed",
+        "2": "wrong_type",
+        "3": "missing_feature",
+        "4": "malformed",
+        "5": "model",
+        "6": "too_large",
+    }
+    assert {place: letter.properties[REFUSAL] for place, letter in letters.items()} == refusals
+    assert bench.stats.now.dead_letters_by == Counter(refusals.values())
     assert bench.inbox.acknowledged == list(range(8))
     assert (bench.stats.now.messages, bench.stats.now.rows, bench.stats.now.dead_letters) == (8, 2, 6)
 
@@ -245,3 +263,22 @@ def test_a_dead_letter_that_is_too_big_is_cut_and_says_so(bench: Bench) -> None:
     assert letter.properties["small"] == "z"
     assert "huge" not in letter.properties
     assert bench.inbox.acknowledged == [1]
+
+
+def test_what_is_not_due_is_acknowledged_and_nothing_else(bench: Bench) -> None:
+    early, due = message(1, b"?", publish_ms=START_MS - 1), message(2, {"x": 1}, publish_ms=START_MS)
+    bench.loop.handle([early, due])
+    assert [answer_of(outgoing)["prediction"] for outgoing in bench.answers.stored] == [2.0]
+    assert bench.letters.stored == []
+    assert bench.inbox.acknowledged == [1, 2]
+    assert (bench.stats.now.messages, bench.stats.now.rows, bench.stats.now.skipped) == (2, 1, 1)
+
+
+def test_the_time_from_publishing_to_the_stored_answer_is_counted(bench: Bench) -> None:
+    now_ms = round(time.time() * 1000)
+    bench.loop.handle([message(i, {"x": 1}, publish_ms=now_ms - 5_000) for i in range(3)])
+    assert sum(bench.stats.now.latency) == 3
+    latency = quantile_ms(bench.stats.now.latency, 0.5)
+    assert latency is not None
+    assert 5_000 <= latency < 20_000
+    assert bench.stats.now.oldest_ms == now_ms - 5_000

@@ -73,6 +73,20 @@ def test_texts_become_values() -> None:
     assert (batch.passthrough, batch.chunk_rows) == (("flight", "carrier"), 100)
 
 
+def test_fields_are_paths_by_name() -> None:
+    raw = {"mode": "stream", "field.temp": "weather.temp_f", "field.mode": "m.0", "field.gone": ""}
+    spec = parse_spec({**raw, "properties": "a, b"})
+    assert isinstance(spec, StreamSpec)
+    assert spec.field == {"temp": "weather.temp_f", "mode": "m.0"}
+    assert spec.properties == ("a", "b")
+    assert "'a..b' is no path" in refusal({"mode": "stream", "field.a": "a..b"})
+    assert "did you mean 'field.NAME'?" in refusal({"mode": "stream", "field": "a"})
+    assert "unknown key 'field.'" in refusal({"mode": "stream", "field.": "a"})
+    assert "belongs to mode stream, not to mode web" in refusal({"mode": "web", "field.a": "a"})
+    twice = {"mode": "stream", "field.event_time": "at", "timestamp_column": "at"}
+    assert "give field.event_time or timestamp_column, not both" in refusal(twice)
+
+
 def test_an_empty_value_means_the_default() -> None:
     assert parse_spec({"mode": "web", "port": "", "id_column": ""}) == WebSpec()
 
