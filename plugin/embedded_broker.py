@@ -35,6 +35,17 @@ def broker_exists(context: Context) -> bool:
     return (context.home.broker / "port").exists()
 
 
+def embedded_url(context: Context) -> str:
+    """Return the broker's URL, which it also has while it is stopped."""
+    return embedded.EmbeddedBroker(context.home.broker, _port(context)).url
+
+
+def stop_broker(context: Context) -> None:
+    """Stop the broker and forget the process; its topics stay in their folder. Raises NotFound when it is not kept."""
+    with context.changing("embedded broker"):
+        context.runner.stop(BROKER)
+
+
 def forget_broker(context: Context) -> None:
     """Stop the broker and remove it with its topics; to undo what `ensure_broker` has just made."""
     try:

@@ -145,7 +145,7 @@ def wait_healthy(broker: ApacheBroker, timeout: float, token: str | None = None)
 
 def _loopback_interface() -> str:
     return next(
-        name
+        str(name)
         for name, addresses in psutil.net_if_addrs().items()
         if any(address.address == HOST for address in addresses)
     )

@@ -15,7 +15,7 @@ NO_COUNTS = (0,) * (len(BOUNDS_MS) + 1)  # the last is for what is beyond the bo
 
 
 def counted(milliseconds: Iterable[float]) -> list[int]:
-    """Return how many of these are in each bucket; what is negative, by clocks that differ, is in the first."""
+    """Return how many of these are in each bucket."""
     counts = list(NO_COUNTS)
     for value in milliseconds:
         counts[bisect.bisect_left(BOUNDS_MS, value)] += 1

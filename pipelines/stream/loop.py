@@ -15,21 +15,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
-from .dead_letters import DeadLetters, Refused
+from .dead_letters import Refused
 from .isolation import Part, score_isolating
 from .messages import AnswerFormat, Event, InputFormat, Poison, Refusal
 from .patience import Patience
 from .publishing import Publishing
-from .pulsar import IDLE_MS, Consumer, Publisher
+from .pulsar import IDLE_MS, Publisher
 from .stats import StatsKeeper
 from .wire import Outgoing, Received
 
@@ -66,6 +66,19 @@ class InHand:
         return min(message.publish_ms for message in self.batch)
 
 
+class Inbox(Protocol):
+    """Where batches come from: a `Consumer`, or what stands for one."""
+
+    def receive(self, idle_ms: int) -> list[Received]: ...
+    def acknowledge(self, messages: list[Received]) -> None: ...
+
+
+class Letters(Protocol):
+    """Where refused messages go: `DeadLetters`, or what stands for them."""
+
+    def send(self, letters: Sequence[Refused]) -> None: ...
+
+
 class StreamLoop:
     """One worker's loop over its subscription; `run` returns when the stop event is set, after what is in hand.
 
@@ -78,9 +91,9 @@ class StreamLoop:
         input_format: InputFormat,
         answer_format: AnswerFormat,
         *,
-        inbox: Consumer,
+        inbox: Inbox,
         answers: Publisher,
-        dead_letters: DeadLetters,
+        dead_letters: Letters,
         patience: Patience,
         stats: StatsKeeper,
         stop: threading.Event,

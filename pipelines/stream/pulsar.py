@@ -25,12 +25,15 @@ from typing import Any, Literal, final
 
 import pulsar
 
+from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
 
+from .access import Access
 from .wire import Outgoing, Position, Received, SendFailure
 
 SEND_TIMEOUT_SECONDS = 10.0
 _OPERATION_TIMEOUT_SECONDS = 10
+_TLS = "pulsar+ssl:"
 _BURN_TOPIC = "non-persistent://public/default/flywheel-burn"
 _MAX_BATCH_BYTES = 64 * 1024 * 1024
 # the embedded broker stalls when more than 8192 messages wait for one connection
@@ -57,7 +60,7 @@ _TERMINAL: tuple[type[Exception], ...] = (
 
 
 class Consumer:
-    """One member of a Shared subscription."""
+    """One member of a Shared or Key_Shared subscription."""
 
     def __init__(self, consumer: Any, url: str) -> None:
         self._consumer = consumer
@@ -80,6 +83,11 @@ class Consumer:
         with translated(self._url):
             for message in messages:
                 self._consumer.acknowledge(message.handle)
+
+    def seek(self, publish_ms: int) -> None:
+        """Let the subscription go on with what was published at or after a time. The embedded broker cannot."""
+        with translated(self._url):
+            self._consumer.seek(publish_ms)
 
     def settle(self) -> None:
         """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
@@ -117,6 +125,10 @@ class Reader:
             self._held = []
             self._has_acknowledged = True
         return messages
+
+    def seek(self, publish_ms: int) -> None:
+        """See Consumer."""
+        self._consumer.seek(publish_ms)
 
     def close(self) -> None:
         if self._has_acknowledged:
@@ -216,24 +228,47 @@ class Connection:
     """A client of one broker. A context manager: leaving it closes everything that was opened through it.
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
-    subscriptions that several processes may be on. `quiet` is for commands, whose standard output is not a log: what
-    goes wrong is raised anyway.
+    subscriptions that several processes may be on. `access` is how the two know each other. `quiet` is for commands,
+    whose standard output is not a log: what goes wrong is raised anyway.
     """
 
-    def __init__(self, url: str, *, embedded: bool, first_number: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        embedded: bool,
+        first_number: int = 0,
+        quiet: bool = False,
+        access: Access | None = None,
+        timeout_seconds: int | None = None,
+    ) -> None:
         self.url = url
         self._embedded = embedded
         self._numbers_to_burn = first_number if embedded else 0
         # A logger written in Python can abort the process when the interpreter ends.
         level = pulsar.LoggerLevel
         logger = pulsar.FileLogger(level.Error, os.devnull) if quiet else pulsar.ConsoleLogger(level.Warn)
+        access = access or Access()
         with translated(url):
             self._client = pulsar.Client(
                 url,
-                operation_timeout_seconds=_OPERATION_TIMEOUT_SECONDS,
+                operation_timeout_seconds=timeout_seconds or _OPERATION_TIMEOUT_SECONDS,
                 logger=logger,
+                authentication=pulsar.AuthenticationToken(access.token) if access.token else None,
+                tls_trust_certs_file_path=access.trusted_certificates() if url.startswith(_TLS) else None,
                 tls_validate_hostname=True,
             )
+
+    @classmethod
+    def of(cls, config: StreamConfig, *, first_number: int = 0, quiet: bool = False) -> Connection:
+        """Open a connection to a deployment's broker, with its credentials."""
+        return cls(
+            config.broker,
+            embedded=config.embedded,
+            first_number=first_number,
+            quiet=quiet,
+            access=Access.of(config),
+        )
 
     def __enter__(self) -> Connection:
         return self
@@ -249,8 +284,12 @@ class Connection:
         position: Literal["earliest", "latest"] = "earliest",
         batch_max: int = 1000,
         batch_wait_ms: int = 5,
+        by_key: bool = False,
     ) -> Consumer:
-        """Join a Shared subscription, which is made at `position` if it does not exist yet."""
+        """Join a subscription, which is made at `position` if it does not exist yet.
+
+        It is Shared, or with `by_key` Key_Shared: the messages of one key go to one consumer, in their order.
+        """
         self._burn_numbers()
         prefetch = min(batch_max, _MOST_PREFETCHED_EMBEDDED) if self._embedded else batch_max
         start = {"earliest": pulsar.InitialPosition.Earliest, "latest": pulsar.InitialPosition.Latest}[
@@ -260,12 +299,13 @@ class Connection:
             consumer = self._client.subscribe(
                 topic,
                 subscription,
-                pulsar.ConsumerType.Shared,
+                pulsar.ConsumerType.KeyShared if by_key else pulsar.ConsumerType.Shared,
                 initial_position=start,
                 receiver_queue_size=prefetch,
                 batch_receive_policy=pulsar.ConsumerBatchReceivePolicy(
                     prefetch, _MAX_BATCH_BYTES, batch_wait_ms
                 ),
+                batch_index_ack_enabled=not self._embedded,
             )
         return Consumer(consumer, self.url)
 
@@ -274,19 +314,29 @@ class Connection:
         name = f"flywheel-reader-{uuid.uuid4().hex}"
         return Reader(self.consumer(topic, name, position=position))
 
-    def publisher(self, topic: str) -> Publisher:
-        """Make a producer."""
+    def publisher(self, topic: str, *, batched: bool = True, by_key: bool = False) -> Publisher:
+        """Make a producer; with `by_key` a stored batch has one key, as consumers of a Key_Shared subscription need.
+
+        Messages that are to be acknowledged one by one must not be batched on their way in.
+        """
+        batching = pulsar.BatchingType.KeyBased if by_key else pulsar.BatchingType.Default
         with translated(self.url):
             producer = self._client.create_producer(
                 topic,
                 send_timeout_millis=int(SEND_TIMEOUT_SECONDS * 1000),
                 max_pending_messages=_PENDING_MESSAGES,
                 block_if_queue_full=True,
-                batching_enabled=not self._embedded,
+                batching_enabled=batched and not self._embedded,
                 batching_max_publish_delay_ms=2,
+                batching_type=batching,
                 compression_type=pulsar.CompressionType.LZ4,
             )
         return Publisher(producer, topic, self.url)
+
+    def check(self, topic: str) -> None:
+        """Ask the broker about a topic; raises what would keep a deployment from using it."""
+        with translated(self.url):
+            self._client.get_topic_partitions(topic)
 
     def close(self) -> None:
         """Close everything; the second time does nothing."""
@@ -323,9 +373,20 @@ def _translation(error: Exception, url: str) -> FlywheelError:
         return BadInput(f"the broker {url} does not accept this ({name}): {error}")
     if isinstance(error, pulsar.AlreadyClosed):
         return FlywheelError(f"the connection to the broker {url} was closed; open another")
-    if isinstance(error, pulsar.Timeout):
+    if isinstance(error, pulsar.Timeout):  # also what the client says when its token is refused
         return Unavailable(
-            f"the broker {url} did not answer in time; check that it runs there and, if it wants a token, the token"
+            f"the broker {url} did not answer in time; check that it runs there and, if it wants a token, the token "
+            "(broker_token_env, broker_token_file)"
+        )
+    if isinstance(error, pulsar.TopicNotFound):
+        return Unavailable(
+            f"the broker {url} has no such topic and makes none ({name}); make it, with its tenant and namespace, or "
+            "allow topics to be made"
+        )
+    if isinstance(error, pulsar.ConnectError) and url.startswith(_TLS):
+        return Unavailable(
+            f"no trusted connection to the broker {url} ({name}); check that it runs there, that broker_ca_file= is the "
+            "authority that signed its certificate, and that the certificate is for this host name"
         )
     return Unavailable(f"the broker {url} cannot be used now ({name}): {error}; check that it runs there")
 

@@ -51,6 +51,7 @@ class StreamStats(Frozen):
     last_batch_ms: float = 0.0
     oldest_ms: int | None = None
     latency: tuple[int, ...] = NO_COUNTS
+    latency_sum_ms: float = 0.0
     recent_seconds: float = 0.0
     recent_messages: int = 0
     recent_latency: tuple[int, ...] = NO_COUNTS
@@ -80,6 +81,16 @@ class StreamStats(Frozen):
     def latency_ms(self, share: float, now: datetime) -> float | None:
         """Return a quantile of the recent latencies, None without recent messages."""
         return quantile_ms(self.recent_latency, share) if self.is_current(now) else None
+
+    def present(self, now: datetime) -> dict[str, float]:
+        """Return what can be said of the present: lag, rate, and latencies, as the series in MLflow are called."""
+        said = {
+            "lag_seconds": self.lag_seconds(now),
+            "messages_per_second": self.messages_per_second(now),
+            "latency_p50_ms": self.latency_ms(0.5, now),
+            "latency_p99_ms": self.latency_ms(0.99, now),
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
 
 def stats_file(status_file: str | Path, worker: int) -> Path:
@@ -135,7 +146,16 @@ def needs_broker_restart(status_files: Iterable[str | Path], broker_started: dat
     return any(wish is not None and wish > broker_started for wish in wishes)
 
 
-_COUNTERS = ("starts", "messages", "rows", "skipped", "dead_letters", "feedback", "batches")
+_COUNTERS = (
+    "starts",
+    "messages",
+    "rows",
+    "skipped",
+    "dead_letters",
+    "feedback",
+    "batches",
+    "latency_sum_ms",
+)
 
 
 class _Moment(NamedTuple):
@@ -198,9 +218,14 @@ class StatsKeeper:
     def answered(self, published_ms: Iterable[int]) -> None:
         """Count the time that messages took until now, given when they were published."""
         now = 1000 * time.time()
-        counts = counted(now - published for published in published_ms)
+        times = [max(0.0, now - published) for published in published_ms]
+        counts = counted(times)
         with self._lock:
-            self._stats = self._stats.model_copy(update={"latency": added(self._stats.latency, counts)})
+            update = {
+                "latency": added(self._stats.latency, counts),
+                "latency_sum_ms": round(self._stats.latency_sum_ms + sum(times), 3),
+            }
+            self._stats = self._stats.model_copy(update=update)
 
     def note(self, **values: object) -> None:
         """Replace values."""

@@ -35,7 +35,7 @@ from .loop import StreamLoop
 from .messages import AnswerFormat, InputFormat, JsonBodies
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
-from .settings import feedback_subscription, load_stream_config
+from .settings import feedback_subscription, letters_subscription, load_stream_config, start_ms
 from .stats import StatsKeeper, stats_file
 
 _log = logging.getLogger(__name__)
@@ -76,9 +76,8 @@ class Worker:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
             connection = parts.enter_context(
-                Connection(
-                    self._config.broker,
-                    embedded=self._config.embedded,
+                Connection.of(
+                    self._config,
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
@@ -101,15 +100,20 @@ class Worker:
 
     def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
         config = self._config
-        answers = connection.publisher(config.output_topic)
-        letters = connection.publisher(config.dead_letter_topic)
+        by_key = config.ordering == "key"
+        answers = connection.publisher(config.output_topic, by_key=by_key)
+        letters = connection.publisher(config.dead_letter_topic, batched=False)
+        # before the first letter: a broker may forget what nobody subscribes to
+        connection.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
         inbox = connection.consumer(
             config.input_topic,
             config.subscription,
-            position=config.start_position,
+            position="latest" if config.start_position == "latest" else "earliest",
             batch_max=config.batch_max,
             batch_wait_ms=config.batch_wait_ms,
+            by_key=by_key,
         )
+        start = start_ms(config)
         loop = StreamLoop(
             core,
             InputFormat.of(config, JsonBodies(config.max_message_bytes)),
@@ -120,6 +124,7 @@ class Worker:
             patience=self._patience,
             stats=self._stats,
             stop=self._stop,
+            is_due=lambda message: message.publish_ms >= start,
         )
         return loop, inbox
 
@@ -131,7 +136,7 @@ class Worker:
             config.spool, config.model.name, self._scorer.kind, source="stream", durability=config.durability
         )
         parts.callback(labels.close)
-        letters = connection.publisher(config.dead_letter_topic)
+        letters = connection.publisher(config.dead_letter_topic, batched=False)
         return FeedbackInbox(
             labels,
             self._scorer.kind,

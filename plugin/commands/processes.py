@@ -58,15 +58,18 @@ def down(context: Context, as_json: bool) -> None:
 @command
 def status(context: Context, as_json: bool) -> None:
     """Show deployments, their versions and predictions, and the processes."""
+    from mlflow_flywheel.plugin.daemon import read_status
     from mlflow_flywheel.plugin.views import deployment_views
 
     views = deployment_views(context, context.records.deployments())
     processes = context.runner.status()
+    metrics = (read_status(context.home.path) or {}).get("metrics")
     if as_json:
         print_json(
             {
                 "home": str(context.home.path),
                 "tracking_uri": context.home.tracking_uri,
+                "metrics": metrics,
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -81,8 +84,12 @@ def status(context: Context, as_json: bool) -> None:
     for view in views:
         if view.get("challenger"):
             click.echo(f"{view['name']}: {_trial(view['challenger'])}")
+        if "messages_per_second" in view:
+            click.echo(f"{view['name']}: {_flow(view)}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
+    if metrics is not None:
+        click.echo(f"Prometheus metrics of the streams: {metrics}")
     _print_processes(processes)
 
 
@@ -147,6 +154,23 @@ def _trial(challenger: dict[str, Any]) -> str:
         "idle": f"challenger version {version} is the version that serves: nothing to try",
         "refused": f"challenger {challenger['model_uri']} is not tried",
     }[challenger["state"]]
+
+
+def _flow(view: dict[str, Any]) -> str:
+    """Say in words how a stream flows."""
+    lag = view.get("lag_seconds")
+    said = [
+        "lag unknown" if lag is None else f"lag {lag:.1f} s",
+        f"{view['messages_per_second']:,.1f} messages/s",
+    ]
+    if "latency_p50_ms" in view:
+        said.append(f"latency p50 {view['latency_p50_ms']:,.0f} ms, p99 {view['latency_p99_ms']:,.0f} ms")
+    if view["dead_letters"]:
+        reasons = ", ".join(f"{count:,} {refusal}" for refusal, count in sorted(view["dead_letters"].items()))
+        said.append(f"dead letters: {reasons} ('flywheel dlq list {view['name']}')")
+    if view["trouble"]:
+        said.append(f"trouble: {view['trouble']}")
+    return "; ".join(said)
 
 
 def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:

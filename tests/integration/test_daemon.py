@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 from support.cores import NAME, SCHEMA, tiny_core, tiny_request
 from support.daemons import running_daemon
 from support.models import ZooModel
@@ -68,6 +69,12 @@ def test_rows_are_in_the_table_soon_after_they_were_answered(home: Home) -> None
         table = InferenceTable.open(home.tables, NAME)
         eventually(lambda: table.exists and table.counts().rows == 25, 5, what="25 rows are visible")
         eventually(lambda: (read_status(home.path) or {})["rows"] == 25, 5)
+        status = read_status(home.path)
+        assert status is not None
+        scraped = requests.get(status["metrics"], timeout=10)
+        assert scraped.headers["Content-Type"].startswith("text/plain")
+        assert "flywheel_spool_bytes" in scraped.text
+        assert requests.get(status["metrics"] + "/x", timeout=10).status_code == 404
     log.close()
 
 

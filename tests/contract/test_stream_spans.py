@@ -1,0 +1,128 @@
+"""Where a deployment starts on its topic, and spans of it scored again, on both brokers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from support.either_broker import EitherBroker, doubling_scorer
+from support.waiting import eventually
+
+from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.config import StreamConfig
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.model import Scorer
+from mlflow_flywheel.pipelines.stream.backfill import Backfilled, Span, backfill
+from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader, begin_at_start_time
+from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, stats_file
+from mlflow_flywheel.pipelines.stream.worker import Worker
+
+
+@contextmanager
+def at_work(config: StreamConfig, scorer: Scorer) -> Iterator[StatsKeeper]:
+    """Let a worker of this process consume; it is stopped at the end."""
+    stats = StatsKeeper(stats_file(config.status_file, 0))
+    worker = Worker(config, scorer, stats)
+    serving = Event()
+    thread = Thread(target=worker.run, args=(serving.set,))
+    thread.start()
+    try:
+        assert serving.wait(30)
+        yield stats
+    finally:
+        worker.stop()
+        thread.join()
+        stats.close()
+
+
+def publish(config: StreamConfig, *values: Any) -> None:
+    with EventPublisher(config) as publisher:
+        for value in values:
+            publisher.publish({"x": value}, client_request_id=f"r{value}")
+
+
+def now() -> datetime:
+    """Return a time that nothing published before or after shares."""
+    time.sleep(0.01)
+    moment = datetime.now(timezone.utc)
+    time.sleep(0.01)
+    return moment
+
+
+def in_table(config: StreamConfig, folder: Path) -> list[float]:
+    Committer(config.spool, str(folder / "tables")).commit_once()
+    return sorted(table_of(folder).read(deployment=config.deployment)["prediction"].to_pylist())
+
+
+def table_of(folder: Path) -> InferenceTable:
+    return InferenceTable.open(str(folder / "tables"), "m")
+
+
+def test_a_newcomer_starts_at_its_time_and_what_came_before_is_done_with(
+    either_broker: EitherBroker, tmp_path: Path
+) -> None:
+    config = either_broker.config(tmp_path)
+    publish(config, *range(20))
+    config = config.model_copy(update={"start_position": now()})
+    publish(config, *range(20, 25))
+    begin_at_start_time(config)
+    with OutputReader(config) as answers, at_work(config, doubling_scorer()) as stats:
+        assert [a["client_request_id"] for a in answers.collect(5, 20)] == [f"r{i}" for i in range(20, 25)]
+        eventually(lambda: stats.now.rows == 5, 10)
+        if either_broker.embedded:  # it knows no way to a time, so the worker reads its way there
+            assert (stats.now.messages, stats.now.skipped) == (25, 20)
+    with at_work(config, doubling_scorer()) as stats:  # nothing comes again
+        publish(config, 25)
+        eventually(lambda: stats.now.rows == 6, 10)
+    assert in_table(config, tmp_path) == [40.0, 42.0, 44.0, 46.0, 48.0, 50.0]
+
+
+def test_the_start_time_holds_without_being_begun_at(either_broker: EitherBroker, tmp_path: Path) -> None:
+    config = either_broker.config(tmp_path)
+    publish(config, 1, 2)
+    config = config.model_copy(update={"start_position": now()})
+    publish(config, 3)
+    with at_work(config, doubling_scorer()) as stats:
+        eventually(lambda: (stats.now.rows, stats.now.skipped) == (1, 2), 10)
+
+
+def test_a_span_fills_gaps_and_doubles_nothing(either_broker: EitherBroker, tmp_path: Path) -> None:
+    config = either_broker.config(tmp_path, start_position="latest")
+    publish(config, 0, 1)
+    first = now()
+    publish(config, *range(2, 10), "poison")
+    second = now()
+    with at_work(config, doubling_scorer()) as stats:
+        publish(config, 10, 11)
+        eventually(lambda: stats.now.rows == 2, 20)
+    third = now()
+    publish(config, 12)
+    assert in_table(config, tmp_path) == [20.0, 22.0]
+
+    def fill(start: datetime, end: datetime) -> Backfilled:
+        with OutputReader(config) as answers:
+            done = backfill(config, doubling_scorer(), str(tmp_path / "tables"), Span.of(start, end))
+            heard = answers.collect(done.answered + 1, 1 if done.answered else 0.3)
+        assert len(heard) == done.answered
+        return done
+
+    assert fill(first, second) == Backfilled(9, 8, 0, 1, {"wrong_type": 1})
+    assert in_table(config, tmp_path) == [2.0 * i for i in range(2, 12)]
+    assert fill(first, third) == Backfilled(11, 0, 10, 1, {"wrong_type": 1})
+    assert in_table(config, tmp_path) == [2.0 * i for i in range(2, 12)]
+    assert fill(first - timedelta(hours=1), third + timedelta(hours=1)).answered == 3
+    assert in_table(config, tmp_path) == [2.0 * i for i in range(13)]
+    assert table_of(tmp_path).counts().duplicates == 0
+
+
+def test_an_empty_span_is_refused() -> None:
+    moment = now()
+    with pytest.raises(BadInput, match="is empty; give an earlier start"):
+        Span.of(moment, moment)
