@@ -196,9 +196,7 @@ class StreamLoop:
         ]
         return [rows[i] for i in kept], features, letters
 
-    def _answer(
-        self, rows: list[Row], parts: list[Part]
-    ) -> tuple[list[Row], list[Outgoing], list[Refused]]:
+    def _answer(self, rows: list[Row], parts: list[Part]) -> tuple[list[Row], list[Outgoing], list[Refused]]:
         """Write the answers of what was scored: the rows that have one, their answers, and what has none."""
         answered: list[Row] = []
         outgoing: list[Outgoing] = []

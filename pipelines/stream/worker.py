@@ -75,14 +75,16 @@ class Worker:
         with ExitStack() as parts:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
-            connection = parts.enter_context(
+            # What goes out has a client of its own: its thread waits for Python at each receipt.
+            outward = parts.enter_context(Connection.of(self._config))
+            inward = parts.enter_context(
                 Connection.of(
                     self._config,
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
-            loop, inbox = self._open_loop(connection, core)
-            feedback = self._open_feedback(connection, parts)
+            loop, inbox = self._open_loop(inward, outward, core)
+            feedback = self._open_feedback(inward, parts)
             serving()
             self._stats.note(trouble=None)
             _log.info("consuming %s as %s", self._config.input_topic, self._config.subscription)
@@ -98,14 +100,16 @@ class Worker:
                     labels.result()
             inbox.settle()
 
-    def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
+    def _open_loop(
+        self, inward: Connection, outward: Connection, core: ScoringCore
+    ) -> tuple[StreamLoop, Consumer]:
         config = self._config
         by_key = config.ordering == "key"
-        answers = connection.publisher(config.output_topic, by_key=by_key)
-        letters = connection.publisher(config.dead_letter_topic, batched=False)
+        answers = outward.publisher(config.output_topic, by_key=by_key)
+        letters = outward.publisher(config.dead_letter_topic, batched=False)
         # before the first letter: a broker may forget what nobody subscribes to
-        connection.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
-        inbox = connection.consumer(
+        inward.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
+        inbox = inward.consumer(
             config.input_topic,
             config.subscription,
             position="latest" if config.start_position == "latest" else "earliest",
