@@ -41,7 +41,7 @@ def ensure_apache(context: Context, memory_mb: int | None = None) -> ApacheBroke
         try:
             settings = _chosen(context, memory_mb)
             broker = _described(context, settings)
-            process = context.process(APACHE_BROKER, broker.command, apache.STOP_SECONDS)
+            process = context.process(APACHE_BROKER, broker.command, apache.STOP_SECONDS, asks_mlflow=False)
             settings.save(_settings_file(context))
             broker.prepare()
             context.runner.start(process)

@@ -21,7 +21,9 @@ def ensure_broker(context: Context) -> str:
     """
     with context.changing("embedded broker"):
         broker = embedded.embedded_broker(context.home.broker, _port(context))
-        context.runner.start(context.process(BROKER, broker.command, embedded.STOP_SECONDS))
+        context.runner.start(
+            context.process(BROKER, broker.command, embedded.STOP_SECONDS, asks_mlflow=False)
+        )
         try:
             embedded.wait_ready(embedded.HOST, broker.port, _READY_SECONDS)
         except Unavailable as error:

@@ -145,7 +145,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
 class _Acknowledged:
     """The reader acknowledges for itself."""
 
-    def receive(self) -> list[Received]:
+    def receive(self, idle_ms: int) -> list[Received]:
         return []
 
     def acknowledge(self, messages: list[Received]) -> None:
