@@ -9,10 +9,11 @@ from datetime import timedelta
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.times import EPOCH
 
-from .messages import Refusal
+from .messages import SCHEMA_VERSION, Refusal
 from .patience import Patience
+from .publishing import Publishing
 from .pulsar import Publisher
-from .wire import Outgoing, Received, SendFailure
+from .wire import Outgoing, Received
 
 REASON, REFUSAL, ORIGIN_ID, ORIGIN_TOPIC, ORIGIN_TIME, DEPLOYMENT, TRUNCATED = (
     "reason",
@@ -53,6 +54,8 @@ def dead_letter(refused: Refused, deployment: str) -> Outgoing:
         ORIGIN_TIME: (EPOCH + timedelta(milliseconds=message.publish_ms)).isoformat(timespec="milliseconds"),
         DEPLOYMENT: deployment,
     }
+    if message.schema_version is not None:
+        properties.setdefault(SCHEMA_VERSION, str(message.schema_version))
     return Outgoing(message.data or b"", properties, message.key, message.event_ms)
 
 
@@ -70,33 +73,10 @@ class DeadLetters:
         A payload that does not fit together with its reason is cut to 64 KiB, and a property says so.
         """
         messages = [dead_letter(refused, self._deployment) for refused in letters]
-        too_big = publish_all(self._publisher, messages, self._patience)
+        too_big = Publishing(self._publisher, messages, self._patience).finish()
         if too_big:
             shortened = [_shortened(messages[i]) for i in too_big]
-            publish_all(self._publisher, shortened, self._patience)
-
-
-def publish_all(
-    publisher: Publisher, messages: Sequence[Outgoing], patience: Patience
-) -> dict[int, SendFailure]:
-    """Publish until every message is stored; return those that never will be, by position, as they are too big."""
-    waiting = dict(enumerate(messages))
-    too_big: dict[int, SendFailure] = {}
-
-    def attempt() -> None:
-        numbers = list(waiting)
-        failures = publisher.publish([waiting[i] for i in numbers])
-        for place, number in enumerate(numbers):
-            failure = failures.get(place)
-            if failure is None or failure.too_big:
-                del waiting[number]
-            if failure is not None and failure.too_big:
-                too_big[number] = failure
-        publisher.raise_for([failures[place] for place in failures if not failures[place].too_big])
-
-    if messages:
-        patience.insist(attempt)
-    return too_big
+            Publishing(self._publisher, shortened, self._patience).finish()
 
 
 def _shortened(letter: Outgoing) -> Outgoing:

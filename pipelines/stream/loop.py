@@ -6,8 +6,8 @@
     4. acknowledge
 
 A message that can never be answered is published to the dead-letter topic with the reason and acknowledged: a negative
-acknowledgement would bring its neighbours back too. Trouble that passes (broker or spool away) is waited out with the
-one batch in hand; the broker keeps the rest.
+acknowledgement would bring its neighbours back too. While the answers of one batch are being stored, the next one is
+scored. Trouble that passes (broker or spool away) is waited out with these two in hand; the broker keeps the rest.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
-from .dead_letters import Refused, publish_all
+from .dead_letters import Refused
 from .isolation import Part, score_isolating
 from .messages import AnswerFormat, Event, InputFormat, Poison, Refusal
 from .patience import Patience
-from .pulsar import Publisher
+from .publishing import Publishing
+from .pulsar import IDLE_MS, Publisher
 from .stats import StatsKeeper
 from .wire import Outgoing, Received
 
 _log = logging.getLogger(__name__)
+_A_MOMENT_MS = 1
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,26 @@ class Row:
         return stream_prediction_id(at.topic, at.ledger, at.entry, at.batch_index)
 
 
+@dataclass(frozen=True)
+class InHand:
+    """A batch that is scored and logged, and whose answers are on their way to their topic."""
+
+    batch: list[Received]
+    due: list[Received]
+    letters: list[Refused]
+    answered: list[Row]
+    answers: Publishing
+    started: float
+
+    @property
+    def oldest_ms(self) -> int:
+        return min(message.publish_ms for message in self.batch)
+
+
 class Inbox(Protocol):
     """Where batches come from: a `Consumer`, or what stands for one."""
 
-    def receive(self) -> list[Received]: ...
+    def receive(self, idle_ms: int) -> list[Received]: ...
     def acknowledge(self, messages: list[Received]) -> None: ...
 
 
@@ -62,7 +80,7 @@ class Letters(Protocol):
 
 
 class StreamLoop:
-    """One worker's loop over its subscription; `run` returns when the stop event is set, after the batch in hand.
+    """One worker's loop over its subscription; `run` returns when the stop event is set, after what is in hand.
 
     A message that is not due is acknowledged and nothing else.
     """
@@ -93,22 +111,40 @@ class StreamLoop:
         self._is_due = is_due
 
     def run(self) -> None:
-        """Work until told to stop. Raises Stopped when that happened in trouble: the batch comes again then."""
+        """Work until told to stop. Raises Stopped when that happened in trouble: what is in hand comes again then."""
+        in_hand: InHand | None = None
         while not self._stop.is_set():
-            batch = self._patience.insist(self._inbox.receive)
-            if batch:
-                self.handle(batch)
-            else:
+            batch = self._receive(IDLE_MS if in_hand is None else _A_MOMENT_MS)
+            earlier, in_hand = in_hand, None
+            try:
+                if batch:
+                    in_hand = self._begin(batch)
+            finally:
+                if earlier is not None:
+                    self._finish(earlier)
+            if in_hand is None:
                 self._stats.note(oldest_ms=None)
+        if in_hand is not None:
+            self._finish(in_hand)
 
     def handle(self, batch: list[Received]) -> None:
         """Take one batch through all four steps."""
+        self._finish(self._begin(batch))
+
+    def _receive(self, idle_ms: int) -> list[Received]:
+        return self._patience.insist(lambda: self._inbox.receive(idle_ms))
+
+    def _begin(self, batch: list[Received]) -> InHand:
+        """Score and log a batch, and send its answers on their way."""
         started = time.perf_counter()
-        self._stats.note(oldest_ms=min(message.publish_ms for message in batch))
+        if self._stats.now.oldest_ms is None:
+            self._stats.note(oldest_ms=min(message.publish_ms for message in batch))
         due = [message for message in batch if self._is_due(message)]
-        rows, letters = self._understand(due)
+        rows, letters = self._patience.insist(lambda: self._understand(due))  # a schema may be away
         rows, features, more = self._check(rows)
         letters += more
+        answered: list[Row] = []
+        outgoing: list[Outgoing] = []
         if rows:
             request = Request(
                 features=features,
@@ -118,19 +154,29 @@ class StreamLoop:
             )
             parts, refused = self._patience.insist(lambda: score_isolating(self._core.score, request))
             letters += [Refused(rows[i].message, "model", reason) for i, reason in refused.items()]
-            letters += self._answer(rows, parts)
+            answered, outgoing, more = self._answer(rows, parts)
+            letters += more
+        answers = Publishing(self._answers, outgoing, self._patience)
+        return InHand(batch, due, letters, answered, answers, started)
+
+    def _finish(self, work: InHand) -> None:
+        """Wait until a batch's answers and dead letters are stored, and acknowledge it."""
+        self._stats.note(oldest_ms=work.oldest_ms)
+        letters = list(work.letters)
+        for i, failure in work.answers.finish().items():
+            reason = f"the answer is too big to be published: {failure.reason}"
+            letters.append(Refused(work.answered[i].message, "answer", reason))
         self._dead_letters.send(letters)
-        self._stats.answered([message.publish_ms for message in due])
+        self._stats.answered([message.publish_ms for message in work.due])
         try:
-            self._inbox.acknowledge(batch)
+            self._inbox.acknowledge(work.batch)
         except Unavailable as error:
             _log.warning("%s; what was not acknowledged will come again, and be left out of the table", error)
-        self._stats.count(
-            batches=1, messages=len(batch), rows=len(due) - len(letters), skipped=len(batch) - len(due)
-        )
+        handled, due = len(work.batch), len(work.due)
+        self._stats.count(batches=1, messages=handled, rows=due - len(letters), skipped=handled - due)
         self._stats.count_refusals(letter.refusal for letter in letters)
         self._stats.note(
-            last_batch_rows=len(batch), last_batch_ms=round(1000 * (time.perf_counter() - started), 3)
+            last_batch_rows=handled, last_batch_ms=round(1000 * (time.perf_counter() - work.started), 3)
         )
 
     def _understand(self, batch: list[Received]) -> tuple[list[Row], list[Refused]]:
@@ -152,11 +198,11 @@ class StreamLoop:
         ]
         return [rows[i] for i in kept], features, letters
 
-    def _answer(self, rows: list[Row], parts: list[Part]) -> list[Refused]:
-        """Publish the answers of what was scored; return the messages whose answers cannot be."""
-        letters: list[Refused] = []
+    def _answer(self, rows: list[Row], parts: list[Part]) -> tuple[list[Row], list[Outgoing], list[Refused]]:
+        """Write the answers of what was scored: the rows that have one, their answers, and what has none."""
         answered: list[Row] = []
         outgoing: list[Outgoing] = []
+        letters: list[Refused] = []
         for part in parts:
             predictions = part.scored.predictions
             proba = predictions.proba.to_pylist() if predictions.proba is not None else None
@@ -176,11 +222,7 @@ class StreamLoop:
                 properties = self._output.properties_of(row.message, prediction_id)
                 outgoing.append(Outgoing(data, properties, row.message.key, row.message.event_ms))
                 answered.append(row)
-        too_big = publish_all(self._answers, outgoing, self._patience)
-        for i, failure in too_big.items():
-            reason = f"the answer is too big to be published: {failure.reason}"
-            letters.append(Refused(answered[i].message, "answer", reason))
-        return letters
+        return answered, outgoing, letters
 
 
 def _refusal(schema: FeatureSchema, features: Mapping[str, Any]) -> Refusal:

@@ -19,8 +19,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import pulsar
@@ -42,6 +42,8 @@ IDLE_MS = 250
 ANOTHER_NUMBER = 100  # a first number that no worker has: theirs are below
 _PENDING_MESSAGES = 4000
 _MOST_HELD = 5000
+_LOOK_SECONDS = 0.0005
+_OK = pulsar.Result.Ok
 _ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
 
 # what no waiting helps with
@@ -134,6 +136,51 @@ class Reader:
         self._consumer.unsubscribe()
 
 
+class Sending:
+    """Messages on their way to a topic. Each of its counts is written by one thread alone: ours, or the client's."""
+
+    def __init__(self, producer: Any, topic: str, url: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._url = url
+        self._sent = 0
+        self._settled = 0
+        self._failures: dict[int, SendFailure] = {}
+
+    def add(self, messages: Iterable[Outgoing]) -> None:
+        """Hand messages over; blocks while 4,000 are on their way."""
+        with translated(self._url):
+            for message in messages:
+                self._producer.send_async(
+                    message.data,
+                    functools.partial(self._on_settled, self._sent),
+                    properties=dict(message.properties),
+                    partition_key=message.key or None,
+                    event_timestamp=message.event_ms or None,
+                )
+                self._sent += 1
+
+    def wait(self) -> dict[int, SendFailure]:
+        """Return when each is stored, or is known not to be: the failures by number, counted from 0.
+
+        Raises Unavailable when the client says neither in three send timeouts: the connection is of no use any more.
+        """
+        deadline = time.monotonic() + 3 * SEND_TIMEOUT_SECONDS
+        while self._settled < self._sent:
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"the broker {self._url} leaves messages to topic {self._topic!r} unanswered"
+                )
+            time.sleep(_LOOK_SECONDS)
+        return self._failures
+
+    def _on_settled(self, number: int, result: Any, message_id: Any) -> None:
+        if result != _OK:
+            reason = f"topic {self._topic!r}: {result.name}"
+            self._failures[number] = SendFailure(reason, result == pulsar.Result.MessageTooBig)
+        self._settled += 1
+
+
 class Publisher:
     """A producer of one topic whose failures are told by number. One thread at a time."""
 
@@ -141,48 +188,26 @@ class Publisher:
         self._producer = producer
         self._topic = topic
         self._url = url
-        self._sent = 0
-        self._settled = 0  # written by the client's thread alone
-        self._failures: dict[int, SendFailure] = {}
+        self._open = Sending(producer, topic, url)
 
-    def send(self, message: Outgoing) -> int:
-        """Hand a message over and return its number, counted from 0; blocks while 4,000 are on their way."""
-        number = self._sent
-        with translated(self._url):
-            self._producer.send_async(
-                message.data,
-                functools.partial(self._on_settled, number),
-                properties=dict(message.properties),
-                partition_key=message.key or None,
-                event_timestamp=message.event_ms or None,
-            )
-        self._sent += 1
-        return number
+    def start(self, messages: Iterable[Outgoing]) -> Sending:
+        """Send messages without waiting for them."""
+        sending = Sending(self._producer, self._topic, self._url)
+        sending.add(messages)
+        return sending
+
+    def publish(self, messages: Iterable[Outgoing]) -> dict[int, SendFailure]:
+        """Send all and wait; return the failures by position in `messages`."""
+        return self.start(messages).wait()
+
+    def send(self, message: Outgoing) -> None:
+        """Send one message, to be waited for by `flush`."""
+        self._open.add((message,))
 
     def flush(self) -> dict[int, SendFailure]:
-        """Wait until everything sent so far is stored, or is known not to be; return the failures by number.
-
-        Raises Unavailable when the client says neither in three send timeouts: the connection is of no use any more.
-        """
-        deadline = time.monotonic() + 3 * SEND_TIMEOUT_SECONDS
-        with suppress(pulsar.PulsarException):  # each message's own callback says what became of it
-            self._producer.flush()
-        pause = threading.Event()
-        while self._settled < self._sent:
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"the broker {self._url} leaves messages to topic {self._topic!r} unanswered"
-                )
-            pause.wait(0.001)
-        failures, self._failures = self._failures, {}
-        return failures
-
-    def publish(self, messages: list[Outgoing]) -> dict[int, SendFailure]:
-        """Send all and wait; return the failures by position in `messages`."""
-        first = self._sent
-        for message in messages:
-            self.send(message)
-        return {number - first: failure for number, failure in self.flush().items() if number >= first}
+        """Wait for everything that `send` has sent since the last flush; return the failures by number."""
+        sending, self._open = self._open, Sending(self._producer, self._topic, self._url)
+        return sending.wait()
 
     def raise_for(self, failures: Collection[SendFailure]) -> None:
         """Raise Unavailable when there are failures."""
@@ -196,12 +221,6 @@ class Publisher:
     def close(self) -> None:
         with translated(self._url):
             self._producer.close()
-
-    def _on_settled(self, number: int, result: Any, message_id: Any) -> None:
-        if result != pulsar.Result.Ok:
-            reason = f"topic {self._topic!r}: {result.name}"
-            self._failures[number] = SendFailure(reason, result == pulsar.Result.MessageTooBig)
-        self._settled += 1
 
 
 @final
@@ -314,6 +333,17 @@ class Connection:
             )
         return Publisher(producer, topic, self.url)
 
+    def schema(self, topic: str, version: int) -> str:
+        """Return a version of a topic's schema, the newest for -1. Raises BadInput when it has none."""
+        try:
+            with translated(self.url):
+                # the client knows how, its wrapper does not
+                return str(self._client._client.get_schema_info(topic, version).schema())
+        except Unavailable as error:
+            if isinstance(error.__cause__, pulsar.TopicNotFound):  # so it is said of schemas too
+                raise BadInput(f"topic {topic!r} has no schema (version {version}) on {self.url}") from None
+            raise
+
     def check(self, topic: str) -> None:
         """Ask the broker about a topic; raises what would keep a deployment from using it."""
         with translated(self.url):
@@ -385,6 +415,7 @@ def _received(message: Any) -> Received:
         properties, key = message.properties(), message.partition_key()
     except UnicodeDecodeError:  # bytes from another language's client; the message itself may be fine
         properties, key = {}, ""
+    version = message._message.int_schema_version()  # the wrapper has it as bytes only
     return Received(
         None if message.has_null_value() else message.data(),
         properties,
@@ -393,4 +424,5 @@ def _received(message: Any) -> Received:
         message.publish_timestamp(),
         position,
         message,
+        None if version < 0 else version,
     )

@@ -43,6 +43,19 @@ def message(entry: int, body: Any, **fields: Any) -> Received:
     return received(data, entry=entry, **fields)
 
 
+class Outcome:
+    """What became of messages that were sent; somebody waits for it."""
+
+    def __init__(self, failures: dict[int, SendFailure], diary: list[str], name: str) -> None:
+        self._failures = failures
+        self._diary = diary
+        self._name = name
+
+    def wait(self) -> dict[int, SendFailure]:
+        self._diary.append(f"{self._name} stored")
+        return self._failures
+
+
 class Topic:
     """A topic that can be made to fail: `broken` decides about each message by its place in the call."""
 
@@ -52,7 +65,7 @@ class Topic:
         self.stored: list[Outgoing] = []
         self.broken: Callable[[int, Outgoing], SendFailure | None] = lambda place, message: None
 
-    def publish(self, messages: list[Outgoing]) -> dict[int, SendFailure]:
+    def start(self, messages: list[Outgoing]) -> Outcome:
         self._diary.append(self._name)
         failures = {}
         for place, outgoing in enumerate(messages):
@@ -61,7 +74,7 @@ class Topic:
                 self.stored.append(outgoing)
             else:
                 failures[place] = failure
-        return failures
+        return Outcome(failures, self._diary, self._name)
 
     def raise_for(self, failures: list[SendFailure]) -> None:
         if failures:
@@ -137,7 +150,7 @@ def answer_of(outgoing: Outgoing) -> Any:
 def test_a_batch_is_logged_published_and_only_then_acknowledged(bench: Bench) -> None:
     bench.loop.handle([message(1, {"x": 1}), message(2, {"x": -1}), message(3, b"?")])
     # the halves of the batch that failed, and their log entries, come before anything is published
-    assert bench.diary == ["log", "answers", "letters", "acknowledge"]
+    assert bench.diary == ["log", "answers", "answers stored", "letters", "letters stored", "acknowledge"]
     assert bench.inbox.acknowledged == [1, 2, 3]
 
 
@@ -218,7 +231,7 @@ def test_what_was_not_stored_is_published_again_alone_and_nothing_is_acknowledge
 def test_a_log_that_cannot_be_written_holds_the_batch_until_it_can(bench: Bench) -> None:
     bench.log_trouble = [Unavailable("the disk is full"), Unavailable("the disk is full")]
     bench.loop.handle([message(1, {"x": 1})])
-    assert bench.diary == ["log", "log", "log", "answers", "acknowledge"]
+    assert bench.diary == ["log", "log", "log", "answers", "answers stored", "acknowledge"]
 
 
 def test_told_to_stop_in_trouble_it_leaves_the_batch_unacknowledged(bench: Bench) -> None:
