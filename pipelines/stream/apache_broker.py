@@ -83,6 +83,8 @@ class ApacheBroker:
             str(find_java()),
             f"-Xmx{self.memory_mb}m",
             f"-XX:MaxDirectMemorySize={self.memory_mb}m",
+            "-XX:+ExitOnOutOfMemoryError",  # it would go on half dead; whoever keeps it starts it again
+            "-Dpulsar.allocator.exit_on_oom=true",
             "-Dio.netty.tryReflectionSetAccessible=true",
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
             *(part for opened in _OPENED for part in ("--add-opens", f"{opened}=ALL-UNNAMED")),

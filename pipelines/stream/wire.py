@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,22 @@ class Received:
     position: Position
     handle: Any = field(repr=False, compare=False)
     schema_version: int | None = None
+
+
+def batch_of_several_keys(messages: Iterable[Received]) -> Position | None:
+    """Return the place of a message that its producer batched with one of another key; None when there is none.
+
+    A broker gives a batch as a whole to one consumer, by one of its keys: the others are out of order then.
+    """
+    keys: dict[tuple[str, int, int], str] = {}
+    for message in messages:
+        at = message.position
+        if (
+            at.batch_index >= 0
+            and keys.setdefault((at.topic, at.ledger, at.entry), message.key) != message.key
+        ):
+            return at
+    return None
 
 
 @dataclass(frozen=True)
