@@ -19,6 +19,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.times import EPOCH, parse_time
 
 from .dead_letters import DEPLOYMENT, ORIGIN_ID, ORIGIN_TIME, OURS, REASON, REFUSAL, TRUNCATED
+from .endings import Mark
 from .pulsar import ANOTHER_NUMBER, Connection
 from .settings import letters_subscription
 from .wire import Outgoing, Received
@@ -114,6 +115,8 @@ class LetterBox:
         self._refusal = refusal
         self._has_acknowledged = False
         with ExitStack() as parts:
+            if config.embedded:  # or letters would stay with the ghost of a command that was killed
+                parts.callback(Mark(config.status_file).remove)
             self._connection = parts.enter_context(
                 Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True)
             )
