@@ -137,7 +137,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
             if mine:
                 loop.handle(mine)
                 seen += len(mine)
-            if early:
+            if early or not reader.is_connected:
                 quiet_since = time.monotonic()
         done = stats.now
     return Backfilled(seen, done.rows, done.skipped, done.dead_letters, done.dead_letters_by)
