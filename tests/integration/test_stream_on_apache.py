@@ -74,9 +74,10 @@ def test_nothing_is_lost_or_doubled_over_three_workers_when_one_and_then_the_bro
     assert deployment.stop() == 0
 
 
-def test_the_messages_of_a_key_stay_in_order_over_three_workers(
+def test_the_messages_of_a_key_stay_in_order_over_partitions_and_workers(
     apache_pulsar: ApachePulsar, tmp_path: Path, zoo: Callable[[str], ZooModel]
 ) -> None:
+    apache_pulsar.admin("PUT", "persistent/public/default/keyed-in/partitions", 2)
     deployment = start(tmp_path, apache_pulsar, "keyed", zoo("pyfunc"), workers=WORKERS, ordering="key")
     keys, rounds = 40, 60
     with EventPublisher(deployment.config) as publisher:
@@ -100,7 +101,7 @@ def test_the_messages_of_a_key_stay_in_order_over_three_workers(
         if int(number) not in seen[key]:  # what the killed worker had not acknowledged is answered again
             seen[key].append(int(number))
     assert all(numbers == list(range(rounds)) for numbers in seen.values()), seen
-    assert all(handled(deployment))
+    assert sorted(handled(deployment))[1] > 0, "the two that lived share the keys"
     assert deployment.stop() == 0
 
 
@@ -213,7 +214,7 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
     home = Home(tmp_path / "home")
     client = get_deploy_client(f"flywheel:{home.path}")
     config = {"mode": "stream", "broker": secured.tls_url, "broker_ca_file": secured.ca_file}
-    config |= {"broker_token_env": VARIABLE, "workers": "2", "ordering": "key"}
+    config |= {"broker_token_env": VARIABLE, "ordering": "key"}
     try:
         monkeypatch.delenv(VARIABLE, raising=False)
         with pytest.raises(MlflowException, match=f"{VARIABLE} .broker_token_env. is not set; export it"):
@@ -223,15 +224,19 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
             client.create_deployment("safe", model.uri, config=config)
         assert client.list_deployments() == []
 
-        monkeypatch.setenv(VARIABLE, secured.token())
+        token = secured.token("scorer")
+        monkeypatch.setenv(VARIABLE, token)
+        with pytest.raises(MlflowException, match="check its token and permissions"):
+            client.create_deployment("safe", model.uri, config=config)
+        secured.admin("POST", "namespaces/public/default/permissions/scorer", ["produce", "consume"])
         client.create_deployment("safe", model.uri, config=config)
         answer = client.predict("safe", model.rows.head(2))
         assert answer["predictions"] == pytest.approx(model.labels[:2])
         monkeypatch.delenv(VARIABLE)
-        client.update_deployment("safe", config={"workers": "1"})
+        client.update_deployment("safe", config={"batch_max": "500"})
         assert len(client.predict("safe", model.rows.head(1))["predictions"]) == 1
 
-        secret = secured.token().encode()
+        secret = token.encode()
         holders = [file for file in home.path.rglob("*") if file.is_file() and secret in file.read_bytes()]
         assert [file.parent for file in holders] == [home.secrets("safe")]
         assert holders[0].stat().st_mode & 0o077 == 0
