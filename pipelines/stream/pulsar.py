@@ -147,6 +147,10 @@ class Sending:
         self._settled = 0
         self._failures: dict[int, SendFailure] = {}
 
+    @property
+    def count(self) -> int:
+        return self._sent
+
     def add(self, messages: Iterable[Outgoing]) -> None:
         """Hand messages over; blocks while 4,000 are on their way."""
         with translated(self._url):
@@ -200,9 +204,11 @@ class Publisher:
         """Send all and wait; return the failures by position in `messages`."""
         return self.start(messages).wait()
 
-    def send(self, message: Outgoing) -> None:
-        """Send one message, to be waited for by `flush`."""
+    def send(self, message: Outgoing) -> int:
+        """Send one message, to be waited for by `flush`; return its number there."""
+        number = self._open.count
         self._open.add((message,))
+        return number
 
     def flush(self) -> dict[int, SendFailure]:
         """Wait for everything that `send` has sent since the last flush; return the failures by number."""
