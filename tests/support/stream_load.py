@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
-from support.streams import StreamDeployment
 from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.stream.client import OutputReader
 from mlflow_flywheel.pipelines.stream.pulsar import Connection, Publisher
+from mlflow_flywheel.pipelines.stream.stats import read_stats
 from mlflow_flywheel.pipelines.stream.wire import Outgoing, Position, Received
 
 PADDING = "x" * 300
@@ -27,10 +28,17 @@ _PUBLISH_SECONDS = 0.02
 _QUIET_SECONDS = 20.0
 
 
+class Deployed(Protocol):
+    """A stream deployment that runs, whoever keeps it."""
+
+    @property
+    def config(self) -> StreamConfig: ...
+
+
 class Load:
     """Publishes numbered events at about `rate` per second until it is ended; what a broker did not store it sends again."""
 
-    def __init__(self, deployment: StreamDeployment, rate: int = 1000) -> None:
+    def __init__(self, deployment: Deployed, rate: int = 1000) -> None:
         self._config = deployment.config
         self._burst = round(rate * _PUBLISH_SECONDS)
         self._end = threading.Event()
@@ -77,9 +85,7 @@ def event(number: int) -> Outgoing:
     return Outgoing(orjson.dumps(body))
 
 
-def read_until(
-    deployment: StreamDeployment, topic: str, enough: Callable[[list[Received]], bool]
-) -> list[Received]:
+def read_until(deployment: Deployed, topic: str, enough: Callable[[list[Received]], bool]) -> list[Received]:
     """Read a topic from its start until there is enough, and then until nothing more comes for a moment."""
     found: list[Received] = []
     read_through(deployment, topic, found.append, lambda: enough(found))
@@ -110,13 +116,13 @@ class Tally:
         return self == Tally(self.events, self.events, self.answered_again)
 
 
-def check_everything_is_there_once(deployment: StreamDeployment, folder: Path, confirmed: int) -> None:
+def check_everything_is_there_once(deployment: Deployed, folder: Path, confirmed: int) -> None:
     """Raise AssertionError unless each event is in the table once and answered as it is there."""
     tally = tally_of(deployment, folder, confirmed)
     assert tally.is_complete, tally
 
 
-def tally_of(deployment: StreamDeployment, folder: Path, confirmed: int) -> Tally:
+def tally_of(deployment: Deployed, folder: Path, confirmed: int) -> Tally:
     """Compare the input topic, the table and the answers; waits until they agree or nothing more comes."""
     config = deployment.config
     published: dict[Position, str] = {}
@@ -157,7 +163,7 @@ def tally_of(deployment: StreamDeployment, folder: Path, confirmed: int) -> Tall
     )
 
 
-def _rows(deployment: StreamDeployment, folder: Path, expected: int) -> dict[str, list[Any]]:
+def _rows(deployment: Deployed, folder: Path, expected: int) -> dict[str, list[Any]]:
     """Commit until the table has as many rows of the deployment as expected, or gets no more; return them."""
     config = deployment.config
     committer = Committer(folder / "spool", str(folder / "tables"))
@@ -175,7 +181,7 @@ def _rows(deployment: StreamDeployment, folder: Path, expected: int) -> dict[str
 
 
 def read_through(
-    deployment: StreamDeployment, topic: str, note: Callable[[Received], None], enough: Callable[[], bool]
+    deployment: Deployed, topic: str, note: Callable[[Received], None], enough: Callable[[], bool]
 ) -> None:
     """Read a topic from its start until there is enough and nothing more comes, or nothing has come for long."""
     quiet = _Quiet()
@@ -207,6 +213,12 @@ def body(message: Received) -> Any:
     return orjson.loads(message.data or b"null")
 
 
-def goes_on(deployment: StreamDeployment, beyond: int) -> None:
+def handled(deployment: Deployed) -> int:
+    """Return how many messages a deployment has handled, as it says about every second."""
+    stats = read_stats(deployment.config.status_file)
+    return 0 if stats is None else stats.messages
+
+
+def goes_on(deployment: Deployed, beyond: int) -> None:
     """Return when more than `beyond` messages were handled."""
-    eventually(lambda: deployment.stats().messages > beyond, 60, what=f"more than {beyond} messages")
+    eventually(lambda: handled(deployment) > beyond, 60, what=f"more than {beyond} messages")
