@@ -128,6 +128,7 @@ class StreamConfig(WorkerConfig):
     ordering: Literal["none", "key"] = Field("none", description="key: the messages of a key, in their order")
     broker_token_file: str | None = Field(None, description="file with the token that the broker wants")
     broker_ca_file: str | None = Field(None, description="PEM authorities to trust; the system's without")
+    input_format: Literal["json", "avro"] = "json"
     fields: dict[str, str] = Field(
         {}, description="path in the message by feature, client_request_id, event_time"
     )

@@ -235,6 +235,11 @@ class StreamSpec(OnlineSpec):
         description="key: all messages of a key go to one worker and are answered in their order (Apache Pulsar only; "
         "who publishes must batch by key or not at all)",
     )
+    input_format: Literal["json", "avro"] = Field(
+        "json",
+        description="what messages are: JSON objects (also of a JSON schema), or Avro records of the topic's schema "
+        "(Apache Pulsar; needs mlflow-flywheel[avro])",
+    )
     field: Mapping[str, str] = Field(
         {},
         description="where in a message a feature is, when not under its own name: field.temp=weather.temp_f, list "

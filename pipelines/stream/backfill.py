@@ -36,10 +36,10 @@ from mlflow_flywheel.pipelines.times import parse_time
 
 from .dead_letters import Refused
 from .loop import StreamLoop
-from .messages import AnswerFormat, InputFormat, JsonBodies
+from .messages import AnswerFormat, InputFormat
 from .patience import Patience
 from .pulsar import Connection
-from .settings import load_stream_config
+from .settings import bodies_of, load_stream_config
 from .stats import StatsKeeper
 from .wire import Received
 
@@ -119,7 +119,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
             reader.seek(span.start)
         loop = StreamLoop(
             core,
-            InputFormat.of(config, JsonBodies(config.max_message_bytes)),
+            InputFormat.of(config, bodies_of(config, connection.schema)),
             AnswerFormat.of(scorer.ref, config.properties),
             inbox=_Acknowledged(),
             answers=connection.publisher(config.output_topic, by_key=config.ordering == "key"),

@@ -21,7 +21,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 from .dead_letters import REASON
 from .fields import REQUEST_ID
-from .messages import CORRELATION
+from .messages import CORRELATION, PLAIN
 from .pulsar import ANOTHER_NUMBER, Connection, Reader
 from .settings import feedback_subscription, letters_subscription, start_ms
 from .wire import Outgoing, Received
@@ -138,10 +138,16 @@ def publish_and_wait(
     Raises BadInput with the worker's reasons when it sends a record to the dead-letter topic, Unavailable when the
     broker cannot be reached or an answer does not come within `timeout` seconds.
     """
+    if config.input_format != "json":
+        raise BadInput(
+            f"deployment {config.deployment!r} reads {config.input_format} records, which rows are not; publish events "
+            f"to its topic {config.input_topic!r} with a producer of that schema"
+        )
     deadline = time.monotonic() + timeout
     request = uuid.uuid4().hex
+    marks = {PLAIN: "1"} if config.fields else {}
     events = [
-        Outgoing(_to_json(record, row), {CORRELATION: f"{request}:{row}"})
+        Outgoing(_to_json(record, row), {**marks, CORRELATION: f"{request}:{row}"})
         for row, record in enumerate(records)
     ]
     answers: dict[int, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ from datetime import timedelta
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.times import EPOCH
 
-from .messages import Refusal
+from .messages import SCHEMA_VERSION, Refusal
 from .patience import Patience
 from .publishing import Publishing
 from .pulsar import Publisher
@@ -54,6 +54,8 @@ def dead_letter(refused: Refused, deployment: str) -> Outgoing:
         ORIGIN_TIME: (EPOCH + timedelta(milliseconds=message.publish_ms)).isoformat(timespec="milliseconds"),
         DEPLOYMENT: deployment,
     }
+    if message.schema_version is not None:
+        properties.setdefault(SCHEMA_VERSION, str(message.schema_version))
     return Outgoing(message.data or b"", properties, message.key, message.event_ms)
 
 

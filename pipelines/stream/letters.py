@@ -104,6 +104,8 @@ class Replayed:
 class LetterBox:
     """A deployment's letters, opened. A context manager; one at a time, or two share them out between each other.
 
+    It hands each letter out once: what was looked at can be sent back or thrown away by the next box.
+
     Raises Unavailable when the broker cannot be reached.
     """
 

@@ -137,8 +137,10 @@ class StreamLoop:
     def _begin(self, batch: list[Received]) -> InHand:
         """Score and log a batch, and send its answers on their way."""
         started = time.perf_counter()
+        if self._stats.now.oldest_ms is None:
+            self._stats.note(oldest_ms=min(message.publish_ms for message in batch))
         due = [message for message in batch if self._is_due(message)]
-        rows, letters = self._understand(due)
+        rows, letters = self._patience.insist(lambda: self._understand(due))  # a schema may be away
         rows, features, more = self._check(rows)
         letters += more
         answered: list[Row] = []

@@ -22,6 +22,8 @@ from .fields import ABSENT, EVENT_TIME, REQUEST_ID, look_up, steps_of
 from .wire import Received
 
 PREDICTION_ID = "prediction_id"
+SCHEMA_VERSION = "flywheel_schema_version"  # on what is sent again by a client that knows no schemas
+PLAIN = "flywheel_plain"  # on rows of `predict`: the features are under their own names, whatever paths events have
 CORRELATION = "flywheel_request"  # the property by which one who asks knows his answers
 _ANSWER_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -98,7 +100,7 @@ class InputFormat:
         features = body.get("features")
         if not isinstance(features, dict):
             features = body
-        if self.fields:
+        if self.fields and PLAIN not in message.properties:
             features = self._mapped(features, body)
         request_id = _request_id(features, body, message.properties, self.id_column)
         column = self.timestamp_column

@@ -339,6 +339,17 @@ class Connection:
             )
         return Publisher(producer, topic, self.url)
 
+    def schema(self, topic: str, version: int) -> str:
+        """Return a version of a topic's schema, the newest for -1. Raises BadInput when it has none."""
+        try:
+            with translated(self.url):
+                # the client knows how, its wrapper does not
+                return str(self._client._client.get_schema_info(topic, version).schema())
+        except Unavailable as error:
+            if isinstance(error.__cause__, pulsar.TopicNotFound):  # so it is said of schemas too
+                raise BadInput(f"topic {topic!r} has no schema (version {version}) on {self.url}") from None
+            raise
+
     def check(self, topic: str) -> None:
         """Ask the broker about a topic; raises what would keep a deployment from using it."""
         with translated(self.url):
@@ -410,6 +421,7 @@ def _received(message: Any) -> Received:
         properties, key = message.properties(), message.partition_key()
     except UnicodeDecodeError:  # bytes from another language's client; the message itself may be fine
         properties, key = {}, ""
+    version = message._message.int_schema_version()  # the wrapper has it as bytes only
     return Received(
         None if message.has_null_value() else message.data(),
         properties,
@@ -418,4 +430,5 @@ def _received(message: Any) -> Received:
         message.publish_timestamp(),
         position,
         message,
+        None if version < 0 else version,
     )

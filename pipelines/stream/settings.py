@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput
 
+from .avro import AvroBodies, check_fastavro
+from .messages import Bodies, JsonBodies
+
 
 def load_stream_config(path: Path) -> StreamConfig:
     """Read a configuration. Raises BadInput when its broker cannot do what it asks."""
     config = load_config(StreamConfig, path)
     check_scale(config.embedded, config.workers, config.ordering)
+    check_format(config.embedded, config.input_format)
     topics = [config.input_topic, config.output_topic, config.dead_letter_topic]
     topics += [config.feedback_topic] if config.feedback_topic is not None else []
     if len(set(topics)) < len(topics):
         raise BadInput(f"the topics of a stream deployment must differ, got {', '.join(topics)}")
     return config
+
+
+def check_format(embedded: bool, input_format: str) -> None:
+    """Raise BadInput or MissingExtra, with the way out, for messages that cannot be read here."""
+    if input_format == "avro":
+        if embedded:
+            raise BadInput(
+                "input_format=avro: the embedded broker keeps no schemas; use Apache Pulsar (broker=pulsar://host:6650)"
+            )
+        check_fastavro()
+
+
+def bodies_of(config: StreamConfig, schema_of: Callable[[str, int], str]) -> Bodies:
+    """Return how a deployment reads its messages; `schema_of` gives a topic's schema by version."""
+    if config.input_format == "avro":
+        return AvroBodies(schema_of, config.max_message_bytes)
+    return JsonBodies(config.max_message_bytes)
 
 
 def start_ms(config: StreamConfig) -> int:

@@ -20,7 +20,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Received:
-    """One message as it came. Times are milliseconds since 1970; `event_ms` is 0 when the producer gave none."""
+    """One message as it came. Times are milliseconds since 1970; `event_ms` is 0 when the producer gave none.
+
+    `schema_version` is that of its topic's schema, None when its producer knew none.
+    """
 
     data: bytes | None
     properties: Mapping[str, str]
@@ -29,6 +32,7 @@ class Received:
     publish_ms: int
     position: Position
     handle: Any = field(repr=False, compare=False)
+    schema_version: int | None = None
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from .endings import Mark, collect_unclean_endings
 from .feedback_inbox import FeedbackInbox
 from .fields import check_fields
 from .loop import StreamLoop
-from .messages import AnswerFormat, InputFormat, JsonBodies
+from .messages import AnswerFormat, InputFormat
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
-from .settings import feedback_subscription, letters_subscription, load_stream_config, start_ms
+from .settings import bodies_of, feedback_subscription, letters_subscription, load_stream_config, start_ms
 from .stats import StatsKeeper, stats_file
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Worker:
         start = start_ms(config)
         loop = StreamLoop(
             core,
-            InputFormat.of(config, JsonBodies(config.max_message_bytes)),
+            InputFormat.of(config, bodies_of(config, inward.schema)),
             AnswerFormat.of(core.scorer.ref, config.properties),
             inbox=inbox,
             answers=answers,

@@ -17,7 +17,7 @@ from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.pipelines.stream.access import Access
 from mlflow_flywheel.pipelines.stream.fields import check_fields
-from mlflow_flywheel.pipelines.stream.settings import check_scale
+from mlflow_flywheel.pipelines.stream.settings import check_format, check_scale
 from mlflow_flywheel.pipelines.stream.stats import read_stats
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, stream_configs
@@ -45,6 +45,7 @@ class StreamOperations:
     def check(self, context: Context, name: str, spec: StreamSpec) -> None:
         kind = kind_for(context, name, spec)
         check_scale(kind == "embedded", spec.workers, spec.ordering)
+        check_format(kind == "embedded", spec.input_format)
         topics = _topics(name, spec)
         if kind == "embedded":
             embedded.find_binary()
@@ -191,6 +192,7 @@ def _config(
         ordering=spec.ordering,
         broker_token_file=None if token_file is None else str(token_file),
         broker_ca_file=spec.broker_ca_file,
+        input_format=spec.input_format,
         fields=dict(spec.field),
         properties=spec.properties,
         **_topics(name, spec),

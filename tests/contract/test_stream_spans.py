@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
-from support.either_broker import EitherBroker, doubling_scorer
+from support.either_broker import EitherBroker, at_work, doubling_scorer
 from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.stream.backfill import Backfilled, Span, backfill
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader, begin_at_start_time
-from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, stats_file
-from mlflow_flywheel.pipelines.stream.worker import Worker
-
-
-@contextmanager
-def at_work(config: StreamConfig, scorer: Scorer) -> Iterator[StatsKeeper]:
-    """Let a worker of this process consume; it is stopped at the end."""
-    stats = StatsKeeper(stats_file(config.status_file, 0))
-    worker = Worker(config, scorer, stats)
-    serving = Event()
-    thread = Thread(target=worker.run, args=(serving.set,))
-    thread.start()
-    try:
-        assert serving.wait(30)
-        yield stats
-    finally:
-        worker.stop()
-        thread.join()
-        stats.close()
 
 
 def publish(config: StreamConfig, *values: Any) -> None:

@@ -84,13 +84,15 @@ def test_events_of_another_shape_are_answered_and_a_feature_that_is_none_is_refu
         events.flush()
         found = answers.collect(20, 30)
     assert {a["client_request_id"]: a["prediction"] for a in found} == {f"o-{i}": i + 1.0 for i in range(20)}
+    asked = world.client.predict("flow", inputs=[{"a": 1.0, "b": 2.0, "c": 0.0, "d": 0.0}])
+    assert asked["predictions"] == [3.0]  # rows have features, not the shape of events
     for act in (world.client.create_deployment, world.client.update_deployment):
         with pytest.raises(
             MlflowException, match=r"field.e is no feature of the model.*name one of: a, b, c, d"
         ):
             config = {"mode": "stream", "field.e": "x"}
             act("flow" if act == world.client.update_deployment else "x", world.model.uri, config=config)
-    eventually(lambda: len(world.rows("flow")) == 20, 20, every=0.3)
+    eventually(lambda: len(world.rows("flow")) == 21, 20, every=0.3)
 
 
 def test_letters_are_listed_sent_back_and_thrown_away(world: World) -> None:
@@ -141,7 +143,7 @@ def test_the_status_says_how_it_flows_and_the_daemon_serves_it_to_prometheus(wor
     assert "flow: lag 0.0 s; " in world.run("status").output
     assert "dead letters: 1 missing_feature, 2 wrong_type" in world.run("status").output
     scraped = requests.get(status["metrics"], timeout=10).text
-    assert 'flywheel_stream_rows_total{deployment="flow",model_name="zoo-pyfunc"} 20' in scraped
+    assert 'flywheel_stream_rows_total{deployment="flow",model_name="zoo-pyfunc"} 21' in scraped
 
 
 def test_a_span_is_replayed_once(world: World) -> None:
@@ -149,9 +151,9 @@ def test_a_span_is_replayed_once(world: World) -> None:
     done = world.command("replay", "flow", "--from", "2020-01-01")
     assert {**done, "refused_by": 0} == {
         "deployment": "flow",
-        "messages": 23,
+        "messages": 24,
         "answered": 0,
-        "known": 20,
+        "known": 21,
         "refused": 3,
         "refused_by": 0,
     }

@@ -1,16 +1,20 @@
-"""What a test that runs on both kinds of broker needs: one of them, and deployments that exist on paper only."""
+"""What a test that runs on both kinds of broker needs: one of them, and deployments without a master."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from mlflow_flywheel.pipelines.config import ModelRef, StreamConfig
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
+from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, stats_file
+from mlflow_flywheel.pipelines.stream.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,20 @@ def doubling_scorer(predict: Callable[[Any], Any] = lambda x: x * 2) -> Scorer:
         "double",
         None,
     )
+
+
+@contextmanager
+def at_work(config: StreamConfig, scorer: Scorer) -> Iterator[StatsKeeper]:
+    """Let a worker of this process consume; it is stopped at the end."""
+    stats = StatsKeeper(stats_file(config.status_file, 0))
+    worker = Worker(config, scorer, stats)
+    serving = Event()
+    thread = Thread(target=worker.run, args=(serving.set,))
+    thread.start()
+    try:
+        assert serving.wait(30)
+        yield stats
+    finally:
+        worker.stop()
+        thread.join()
+        stats.close()

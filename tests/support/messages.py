@@ -19,7 +19,8 @@ def received(
     key: str = "",
     event_ms: int = 0,
     publish_ms: int = PUBLISHED_MS,
+    schema_version: int | None = None,
 ) -> Received:
     """Return a message of ledger 7 that was not batched by its producer."""
     position = Position(topic, 7, entry, -1, -1)
-    return Received(data, properties or {}, key, event_ms, publish_ms, position, handle=None)
+    return Received(data, properties or {}, key, event_ms, publish_ms, position, None, schema_version)

@@ -295,3 +295,10 @@ def test_the_time_from_publishing_to_the_stored_answer_is_counted(bench: Bench) 
     assert latency is not None
     assert 5_000 <= latency < 20_000
     assert bench.stats.now.oldest_ms == now_ms - 5_000
+
+
+def test_the_lag_of_a_batch_that_is_stuck_is_told(bench: Bench) -> None:
+    bench.log_trouble = [BadInput("no such topic")]
+    with pytest.raises(BadInput):
+        bench.loop.handle([message(1, {"x": 1}, publish_ms=START_MS + 7), message(2, {"x": 1})])
+    assert bench.stats.now.oldest_ms == START_MS + 7

@@ -19,6 +19,7 @@ from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.stream.fields import check_fields, steps_of
 from mlflow_flywheel.pipelines.stream.messages import (
     CORRELATION,
+    PLAIN,
     AnswerFormat,
     Event,
     InputFormat,
@@ -118,6 +119,11 @@ def test_paths_start_at_the_whole_message_also_where_the_features_are_apart() ->
     body = {"features": {"a": 1, "temp": 2}, "weather": {"temp": 3}}
     assert parse(body, mapped(temp="weather.temp")).features == {"a": 1, "temp": 3}
     assert parse(body, mapped(temp="features.a")).features == {"a": 1, "temp": 1}
+
+
+def test_rows_of_predict_have_features_under_their_own_names() -> None:
+    assert parse({"temp": 1}, mapped(temp="weather.temp"), {PLAIN: "1"}).features == {"temp": 1}
+    assert parse({"temp": 1}, mapped(temp="weather.temp")).features == {}
 
 
 def test_the_request_id_and_the_event_time_may_have_paths_too() -> None:
