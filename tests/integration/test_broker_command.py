@@ -132,6 +132,7 @@ def test_a_home_keeps_an_apache_pulsar_that_new_deployments_use(
     assert "old: on the embedded broker as before" in said
     assert kind_for(context, "old", StreamSpec()) == "embedded"
     assert kind_for(context, "new", StreamSpec()) == "apache"
+    StreamOperations().check(context, "new", StreamSpec(workers=2, ordering="key"))
     context.records.delete_deployment("old")
 
     (view,) = answer(context, "broker", "status")["brokers"]
@@ -144,9 +145,9 @@ def test_a_home_keeps_an_apache_pulsar_that_new_deployments_use(
     mlflow.set_tracking_uri(tracking_uri)
     client = get_deploy_client(f"flywheel:{context.home.path}")
     model = zoo("pyfunc")
-    client.create_deployment("new", model.uri, config={"mode": "stream", "workers": "2", "ordering": "key"})
+    client.create_deployment("new", model.uri, config={"mode": "stream", "ordering": "key"})
     config = load_config(StreamConfig, context.home.config_file("new"))
-    assert (config.broker, config.embedded, config.workers) == (view["url"], False, 2)
+    assert (config.broker, config.embedded) == (view["url"], False)
     assert psutil.pid_exists(view["pid"]), "a home that is bound to MLflow needs no other broker"
     assert not context.home.broker.exists(), "nobody asked for the embedded broker"
     assert client.predict("new", model.rows.head(2))["predictions"] == pytest.approx(model.labels[:2])

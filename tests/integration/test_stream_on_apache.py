@@ -100,7 +100,7 @@ def test_the_messages_of_a_key_stay_in_order_over_three_workers(
         if int(number) not in seen[key]:  # what the killed worker had not acknowledged is answered again
             seen[key].append(int(number))
     assert all(numbers == list(range(rounds)) for numbers in seen.values()), seen
-    assert all(handled(deployment))
+    assert sorted(handled(deployment))[1] > 0, "the two that lived share the keys"
     assert deployment.stop() == 0
 
 
@@ -213,7 +213,7 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
     home = Home(tmp_path / "home")
     client = get_deploy_client(f"flywheel:{home.path}")
     config = {"mode": "stream", "broker": secured.tls_url, "broker_ca_file": secured.ca_file}
-    config |= {"broker_token_env": VARIABLE, "workers": "2", "ordering": "key"}
+    config |= {"broker_token_env": VARIABLE, "ordering": "key"}
     try:
         monkeypatch.delenv(VARIABLE, raising=False)
         with pytest.raises(MlflowException, match=f"{VARIABLE} .broker_token_env. is not set; export it"):
@@ -228,7 +228,7 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
         answer = client.predict("safe", model.rows.head(2))
         assert answer["predictions"] == pytest.approx(model.labels[:2])
         monkeypatch.delenv(VARIABLE)
-        client.update_deployment("safe", config={"workers": "1"})
+        client.update_deployment("safe", config={"batch_max": "500"})
         assert len(client.predict("safe", model.rows.head(1))["predictions"]) == 1
 
         secret = secured.token().encode()
