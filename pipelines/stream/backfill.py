@@ -28,7 +28,6 @@ import numpy as np
 
 from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
-from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.log_filters import open_log
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
@@ -100,8 +99,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
     seen = 0
 
     def is_due(message: Received) -> bool:
-        at = message.position
-        return stream_prediction_id(at.topic, at.ledger, at.entry, at.batch_index) not in known
+        return message.position.prediction_id not in known
 
     with ExitStack() as parts:
         folder = parts.enter_context(tempfile.TemporaryDirectory(prefix="flywheel-backfill-"))

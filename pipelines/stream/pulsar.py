@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, final
 
 import pulsar
@@ -29,6 +30,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
 
 from .access import Access
+from .broker import store_name
 from .wire import Outgoing, Position, Received, SendFailure
 
 SEND_TIMEOUT_SECONDS = 10.0
@@ -62,9 +64,10 @@ _TERMINAL: tuple[type[Exception], ...] = (
 class Consumer:
     """One member of a Shared or Key_Shared subscription."""
 
-    def __init__(self, consumer: Any, url: str) -> None:
+    def __init__(self, consumer: Any, url: str, store: str = "") -> None:
         self._consumer = consumer
         self._url = url
+        self._store = store
 
     def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
         """Return the next batch: what comes within its wait after the first; empty when none comes in `idle_ms`."""
@@ -76,7 +79,7 @@ class Consumer:
                 except pulsar.Timeout:
                     return []
                 messages += self._consumer.batch_receive()
-            return [_received(message) for message in messages]
+            return [_received(message, self._store) for message in messages]
 
     def acknowledge(self, messages: list[Received]) -> None:
         """Tell the broker that these are done with. It hears of it within 0.1 s: see `settle`."""
@@ -157,6 +160,10 @@ class Sending:
         self._settled = 0
         self._failures: dict[int, SendFailure] = {}
 
+    @property
+    def count(self) -> int:
+        return self._sent
+
     def add(self, messages: Iterable[Outgoing]) -> None:
         """Hand messages over; blocks while 4,000 are on their way."""
         with translated(self._url):
@@ -210,9 +217,11 @@ class Publisher:
         """Send all and wait; return the failures by position in `messages`."""
         return self.start(messages).wait()
 
-    def send(self, message: Outgoing) -> None:
-        """Send one message, to be waited for by `flush`."""
+    def send(self, message: Outgoing) -> int:
+        """Send one message, to be waited for by `flush`; return its number there."""
+        number = self._open.count
         self._open.add((message,))
+        return number
 
     def flush(self) -> dict[int, SendFailure]:
         """Wait for everything that `send` has sent since the last flush; return the failures by number."""
@@ -238,8 +247,9 @@ class Connection:
     """A client of one broker. A context manager: leaving it closes everything that was opened through it.
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
-    subscriptions that several processes may be on. `access` is how the two know each other. `quiet` is for commands,
-    whose standard output is not a log: what goes wrong is raised anyway.
+    subscriptions that several processes may be on. `access` is how the two know each other, `store` the name
+    of the embedded broker's store. `quiet` is for commands, whose standard output is not a log: what goes wrong is
+    raised anyway.
     """
 
     def __init__(
@@ -251,8 +261,10 @@ class Connection:
         quiet: bool = False,
         access: Access | None = None,
         timeout_seconds: int | None = None,
+        store: str = "",
     ) -> None:
         self.url = url
+        self._store = store
         self._embedded = embedded
         self._numbers_to_burn = first_number if embedded else 0
         # A logger written in Python can abort the process when the interpreter ends.
@@ -278,6 +290,7 @@ class Connection:
             first_number=first_number,
             quiet=quiet,
             access=Access.of(config),
+            store="" if config.broker_store_file is None else store_name(Path(config.broker_store_file)),
         )
 
     def __enter__(self) -> Connection:
@@ -317,7 +330,7 @@ class Connection:
                 ),
                 batch_index_ack_enabled=not self._embedded,
             )
-        return Consumer(consumer, self.url)
+        return Consumer(consumer, self.url, self._store)
 
     def reader(self, topic: str, *, position: Literal["earliest", "latest"] = "latest") -> Reader:
         """Look at a topic from its start or from now on. A killed process leaves its subscription behind."""
@@ -412,7 +425,7 @@ def _translation(error: Exception, url: str) -> FlywheelError:
     return Unavailable(f"the broker {url} cannot be used now ({name}): {error}; check that it runs there")
 
 
-def _received(message: Any) -> Received:
+def _received(message: Any, store: str) -> Received:
     message_id = message.message_id()
     position = Position(
         message.topic_name(),
@@ -420,6 +433,7 @@ def _received(message: Any) -> Received:
         message_id.entry_id(),
         message_id.partition(),
         message_id.batch_index(),
+        store,
     )
     try:
         properties, key = message.properties(), message.partition_key()
