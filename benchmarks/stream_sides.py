@@ -23,7 +23,6 @@ EVENT_BYTES = 229
 FEATURES = tuple(f"f{i}" for i in range(6))
 _PREFETCH = 1000
 _BURST_SECONDS = 0.01
-_COLUMNS = ", ".join(FEATURES)
 
 
 def event(number: int) -> bytes:
@@ -45,11 +44,11 @@ class Stop:
 
 
 def naive(client: pulsar.Client, options: argparse.Namespace, stop: Stop) -> None:
-    """Receive, predict, send, acknowledge: one message after the other."""
-    import mlflow.sklearn
+    """Receive, predict as MLflow's documentation says, send, acknowledge: one message after the other."""
+    import mlflow.pyfunc
     import pandas as pd
 
-    model = mlflow.sklearn.load_model(options.model)
+    model = mlflow.pyfunc.load_model(options.model)
     consumer = _subscribe(client, options)
     producer = client.create_producer(options.output)
     print("ready", flush=True)
@@ -59,7 +58,7 @@ def naive(client: pulsar.Client, options: argparse.Namespace, stop: Stop) -> Non
         except pulsar.Timeout:
             continue
         features = json.loads(message.data())
-        frame = pd.DataFrame([[features[name] for name in FEATURES]], columns=FEATURES)
+        frame = pd.DataFrame([{name: features[name] for name in FEATURES}])
         answer = {"prediction": model.predict(frame)[0].item()}
         producer.send(json.dumps(answer).encode(), event_timestamp=message.event_timestamp())
         consumer.acknowledge(message)

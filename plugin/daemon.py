@@ -34,6 +34,7 @@ _COMMIT_SECONDS = 0.5
 _FOLLOW_SECONDS = 1.0
 _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
+_DISK_SECONDS = 5.0
 _STATUS_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _STOP_SECONDS = 10.0
@@ -65,6 +66,7 @@ class Daemon:
         }
         self._schedule = Schedule(context.home.database_url)
         self._metrics_url: str | None = None
+        self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
         series = StreamSeries()
         repeated = {
@@ -72,6 +74,7 @@ class Daemon:
             "rollouts": (_FOLLOW_SECONDS, self._follow),
             "schedule": (_SYNC_SECONDS, self._sync),
             "broker": (_BROKER_SECONDS, self.look_after_broker),
+            "broker's disk": (_DISK_SECONDS, self.look_at_disk),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
         }
         self._repeating = [
@@ -159,6 +162,18 @@ class Daemon:
                 _log.warning("the embedded broker holds messages back; restarting it")
                 self._context.runner.restart(BROKER)
 
+    def look_at_disk(self) -> None:
+        """Measure what the embedded broker keeps, and say once when it is too much."""
+        from . import broker_disk
+        from .embedded_broker import broker_exists
+
+        folder = self._context.home.broker
+        before = self._broker_bytes or 0
+        self._broker_bytes = broker_disk.used_bytes(folder) if broker_exists(self._context) else None
+        warning = broker_disk.warning(self._broker_bytes or 0, folder)
+        if warning is not None and broker_disk.warning(before, folder) is None:
+            _log.warning("%s", warning)
+
     def _report(self) -> None:
         """Write the status file, whole or not at all."""
         from .spool_size import waiting_bytes
@@ -170,6 +185,7 @@ class Daemon:
             "updated": datetime.now(timezone.utc).isoformat(),
             **self._committed,
             "waiting_bytes": waiting_bytes(self._context.home.spool),
+            "broker_bytes": self._broker_bytes,
             "metrics": self._metrics_url,
             "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
             "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from mlflow_flywheel.pipelines.errors import NotFound, Unavailable
 from mlflow_flywheel.pipelines.stream import broker as embedded
@@ -40,6 +41,11 @@ def broker_exists(context: Context) -> bool:
 def embedded_url(context: Context) -> str:
     """Return the broker's URL, which it also has while it is stopped."""
     return embedded.EmbeddedBroker(context.home.broker, _port(context)).url
+
+
+def store_file(context: Context) -> Path:
+    """Return the file that names the broker's store."""
+    return embedded.EmbeddedBroker(context.home.broker, _port(context)).store_file
 
 
 def stop_broker(context: Context) -> None:

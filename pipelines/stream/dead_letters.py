@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.times import EPOCH
 
 from .messages import SCHEMA_VERSION, Refusal
@@ -49,7 +48,7 @@ def dead_letter(refused: Refused, deployment: str) -> Outgoing:
         **message.properties,
         REASON: refused.reason[:_LONGEST_REASON],
         REFUSAL: refused.refusal,
-        ORIGIN_ID: stream_prediction_id(at.topic, at.ledger, at.entry, at.batch_index),
+        ORIGIN_ID: at.prediction_id,
         ORIGIN_TOPIC: at.topic,
         ORIGIN_TIME: (EPOCH + timedelta(milliseconds=message.publish_ms)).isoformat(timespec="milliseconds"),
         DEPLOYMENT: deployment,

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlflow_flywheel.pipelines.errors import Unavailable
-from mlflow_flywheel.pipelines.ids import stream_prediction_id
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
@@ -46,8 +45,7 @@ class Row:
 
     @property
     def prediction_id(self) -> str:
-        at = self.message.position
-        return stream_prediction_id(at.topic, at.ledger, at.entry, at.batch_index)
+        return self.message.position.prediction_id
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, final
 
 import pulsar
@@ -30,6 +31,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
 
 from .access import Access
+from .broker import store_name
 from .wire import Outgoing, Position, Received, SendFailure, batch_of_several_keys
 
 _log = logging.getLogger(__name__)
@@ -65,9 +67,10 @@ _TERMINAL: tuple[type[Exception], ...] = (
 class Consumer:
     """One member of a Shared or Key_Shared subscription; `by_key` is the latter."""
 
-    def __init__(self, consumer: Any, url: str, *, by_key: bool = False) -> None:
+    def __init__(self, consumer: Any, url: str, store: str = "", *, by_key: bool = False) -> None:
         self._consumer = consumer
         self._url = url
+        self._store = store
         self._watches_keys = by_key
 
     def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
@@ -80,7 +83,7 @@ class Consumer:
                 except pulsar.Timeout:
                     return []
                 messages += self._consumer.batch_receive()
-            received = [_received(message) for message in messages]
+            received = [_received(message, self._store) for message in messages]
         if self._watches_keys:
             self._watch_keys(received)
         return received
@@ -108,6 +111,11 @@ class Consumer:
         """Let the subscription go on with what was published at or after a time. The embedded broker cannot."""
         with translated(self._url):
             self._consumer.seek(publish_ms)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker could send something now; the client connects again by itself."""
+        return bool(self._consumer.is_connected())
 
     def settle(self) -> None:
         """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
@@ -150,6 +158,11 @@ class Reader:
         """See Consumer."""
         self._consumer.seek(publish_ms)
 
+    @property
+    def is_connected(self) -> bool:
+        """See Consumer."""
+        return self._consumer.is_connected
+
     def close(self) -> None:
         if self._has_acknowledged:
             self._consumer.settle()
@@ -166,6 +179,10 @@ class Sending:
         self._sent = 0
         self._settled = 0
         self._failures: dict[int, SendFailure] = {}
+
+    @property
+    def count(self) -> int:
+        return self._sent
 
     def add(self, messages: Iterable[Outgoing]) -> None:
         """Hand messages over; blocks while 4,000 are on their way."""
@@ -220,9 +237,11 @@ class Publisher:
         """Send all and wait; return the failures by position in `messages`."""
         return self.start(messages).wait()
 
-    def send(self, message: Outgoing) -> None:
-        """Send one message, to be waited for by `flush`."""
+    def send(self, message: Outgoing) -> int:
+        """Send one message, to be waited for by `flush`; return its number there."""
+        number = self._open.count
         self._open.add((message,))
+        return number
 
     def flush(self) -> dict[int, SendFailure]:
         """Wait for everything that `send` has sent since the last flush; return the failures by number."""
@@ -248,8 +267,9 @@ class Connection:
     """A client of one broker. A context manager: leaving it closes everything that was opened through it.
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
-    subscriptions that several processes may be on. `access` is how the two know each other. `quiet` is for commands,
-    whose standard output is not a log: what goes wrong is raised anyway.
+    subscriptions that several processes may be on. `access` is how the two know each other, `store` the name
+    of the embedded broker's store. `quiet` is for commands, whose standard output is not a log: what goes wrong is
+    raised anyway.
     """
 
     def __init__(
@@ -261,8 +281,10 @@ class Connection:
         quiet: bool = False,
         access: Access | None = None,
         timeout_seconds: int | None = None,
+        store: str = "",
     ) -> None:
         self.url = url
+        self._store = store
         self._embedded = embedded
         self._numbers_to_burn = first_number if embedded else 0
         # A logger written in Python can abort the process when the interpreter ends.
@@ -288,6 +310,7 @@ class Connection:
             first_number=first_number,
             quiet=quiet,
             access=Access.of(config),
+            store="" if config.broker_store_file is None else store_name(Path(config.broker_store_file)),
         )
 
     def __enter__(self) -> Connection:
@@ -327,7 +350,7 @@ class Connection:
                 ),
                 batch_index_ack_enabled=not self._embedded,
             )
-        return Consumer(consumer, self.url, by_key=by_key)
+        return Consumer(consumer, self.url, self._store, by_key=by_key)
 
     def reader(self, topic: str, *, position: Literal["earliest", "latest"] = "latest") -> Reader:
         """Look at a topic from its start or from now on. A killed process leaves its subscription behind."""
@@ -422,7 +445,7 @@ def _translation(error: Exception, url: str) -> FlywheelError:
     return Unavailable(f"the broker {url} cannot be used now ({name}): {error}; check that it runs there")
 
 
-def _received(message: Any) -> Received:
+def _received(message: Any, store: str) -> Received:
     message_id = message.message_id()
     position = Position(
         message.topic_name(),
@@ -430,6 +453,7 @@ def _received(message: Any) -> Received:
         message_id.entry_id(),
         message_id.partition(),
         message_id.batch_index(),
+        store,
     )
     try:
         properties, key = message.properties(), message.partition_key()

@@ -6,16 +6,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_flywheel.pipelines.ids import stream_prediction_id
+
 
 @dataclass(frozen=True)
 class Position:
-    """Where a message is stored: stable over redelivery and over restarts of the broker."""
+    """Where a message is stored: stable over redelivery and over restarts of the broker.
+
+    `store` is empty, but on the embedded broker: its ledgers begin again when its folder is wiped.
+    """
 
     topic: str
     ledger: int
     entry: int
     partition: int
     batch_index: int
+    store: str = ""
+
+    @property
+    def prediction_id(self) -> str:
+        """Return the id that the prediction of the message there has."""
+        topic = f"{self.topic}@{self.store}" if self.store else self.topic
+        return stream_prediction_id(topic, self.ledger, self.entry, self.batch_index)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mlflow_flywheel.pipelines.errors import NotFound, nearest
+from mlflow_flywheel.plugin import broker_disk
 from mlflow_flywheel.plugin.context import Context, log_tail
 from mlflow_flywheel.plugin.runners.base import ProcessStatus, deployment_process
 
@@ -63,13 +64,15 @@ def status(context: Context, as_json: bool) -> None:
 
     views = deployment_views(context, context.records.deployments())
     processes = context.runner.status()
-    metrics = (read_status(context.home.path) or {}).get("metrics")
+    daemon = read_status(context.home.path) or {}
+    metrics, disk = daemon.get("metrics"), _broker_disk(context, daemon.get("broker_bytes"))
     if as_json:
         print_json(
             {
                 "home": str(context.home.path),
                 "tracking_uri": context.home.tracking_uri,
                 "metrics": metrics,
+                "broker_disk": disk,
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -90,6 +93,8 @@ def status(context: Context, as_json: bool) -> None:
             click.echo(f"{view['name']}: {view['message']}")
     if metrics is not None:
         click.echo(f"Prometheus metrics of the streams: {metrics}")
+    if disk is not None:
+        click.echo(disk["warning"] or f"embedded broker: {broker_disk.said(disk['bytes'])} on disk")
     _print_processes(processes)
 
 
@@ -112,6 +117,13 @@ def logs(context: Context, as_json: bool, name: str, lines: int, follow: bool) -
     if follow:
         for piece in follow_log(file):
             click.echo(piece, nl=False)
+
+
+def _broker_disk(context: Context, used: int | None) -> dict[str, Any] | None:
+    """Return how much disk the embedded broker takes, and a warning or None; None without a broker or a daemon."""
+    if used is None:
+        return None
+    return {"bytes": used, "warning": broker_disk.warning(used, context.home.broker)}
 
 
 def _process_of(context: Context, name: str) -> str:

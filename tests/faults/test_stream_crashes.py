@@ -6,9 +6,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from support.models import ZooModel
+from support.stream_drill import drill
 from support.stream_load import Load, check_everything_is_there_once, goes_on
 from support.streams import BrokerProcess, Keeper, StreamDeployment
 from support.waiting import eventually
@@ -66,6 +68,16 @@ def test_a_killed_broker_loses_and_doubles_nothing(
     check_everything_is_there_once(deployment, tmp_path, confirmed)
     assert deployment.wait_serving() == worker
     assert deployment.stats().broker_restart_wanted is None
+
+
+def test_worker_and_broker_killed_at_once_lose_and_double_nothing(
+    tmp_path: Path, zoo: Callable[[str], ZooModel]
+) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    done = drill(tmp_path / "both", zoo("pyfunc").ref, "both", rounds=2, rate=1000, random=Random(seed))
+    assert done.tally.is_complete, done
+    assert done.tally.events > 2000
 
 
 def test_a_worker_waits_for_a_broker_that_is_not_there_yet_and_says_so(

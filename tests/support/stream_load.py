@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
-from support.streams import StreamDeployment
 from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.committer import Committer
+from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.stream.client import OutputReader
 from mlflow_flywheel.pipelines.stream.pulsar import Connection, Publisher
-from mlflow_flywheel.pipelines.stream.wire import Outgoing, Received
+from mlflow_flywheel.pipelines.stream.stats import read_stats
+from mlflow_flywheel.pipelines.stream.wire import Outgoing, Position, Received
 
 PADDING = "x" * 300
 
 
-class Load:
-    """Publishes about 1,000 numbered events per second until it is ended; what a broker did not store it sends again."""
+_PUBLISH_SECONDS = 0.02
+_QUIET_SECONDS = 20.0
 
-    def __init__(self, deployment: StreamDeployment) -> None:
+
+class Deployed(Protocol):
+    """A stream deployment that runs, whoever keeps it."""
+
+    @property
+    def config(self) -> StreamConfig: ...
+
+
+class Load:
+    """Publishes numbered events at about `rate` per second until it is ended; what a broker did not store it sends again."""
+
+    def __init__(self, deployment: Deployed, rate: int = 1000) -> None:
         self._config = deployment.config
+        self._burst = round(rate * _PUBLISH_SECONDS)
         self._end = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._publish)
@@ -48,8 +63,8 @@ class Load:
             with Connection.of(self._config, quiet=True) as connection:
                 publisher = connection.publisher(self._config.input_topic)
                 on_their_way: dict[int, int] = {}
-                while not self._end.wait(0.02):
-                    for _ in range(20):
+                while not self._end.wait(_PUBLISH_SECONDS):
+                    for _ in range(self._burst):
                         on_their_way[publisher.send(event(self.sent))] = self.sent
                         self.sent += 1
                     if len(on_their_way) >= 1000:
@@ -70,64 +85,140 @@ def event(number: int) -> Outgoing:
     return Outgoing(orjson.dumps(body))
 
 
-def read_until(
-    deployment: StreamDeployment, topic: str, enough: Callable[[list[Received]], bool]
-) -> list[Received]:
+def read_until(deployment: Deployed, topic: str, enough: Callable[[list[Received]], bool]) -> list[Received]:
     """Read a topic from its start until there is enough, and then until nothing more comes for a moment."""
     found: list[Received] = []
-
-    def read() -> bool:
-        messages = reader.messages()
-        found.extend(messages)
-        return not messages and enough(found)
-
-    with OutputReader(deployment.config, topic, start="earliest") as reader:
-        eventually(read, 60, every=0, what=f"all messages of {topic}")
+    read_through(deployment, topic, found.append, lambda: enough(found))
+    assert enough(found), f"{len(found)} messages of {topic} are not enough"
     return found
 
 
-def check_everything_is_there_once(deployment: StreamDeployment, folder: Path, confirmed: int) -> None:
-    """Compare the input topic, the table and the answers.
+@dataclass(frozen=True)
+class Tally:
+    """What became of a load. All but the first three are zero when nothing was lost or doubled.
 
     A publisher whose confirmation was lost with the broker sends again: that is an event of its own on the topic, so
     the topic, not the publisher, says how often an event must be in the table.
     """
-    config = deployment.config
-    events = {str(number) for number in range(confirmed)}
-    published = read_until(
-        deployment, config.input_topic, lambda found: events <= {body(m)["client_request_id"] for m in found}
-    )
-    on_topic = Counter(body(m)["client_request_id"] for m in {m.position: m for m in published}.values())
-    assert set(on_topic) == events
 
+    events: int
+    rows: int
+    answered_again: int
+    not_on_topic: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    unanswered: int = 0
+    contradicted: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return self == Tally(self.events, self.events, self.answered_again)
+
+
+def check_everything_is_there_once(deployment: Deployed, folder: Path, confirmed: int) -> None:
+    """Raise AssertionError unless each event is in the table once and answered as it is there."""
+    tally = tally_of(deployment, folder, confirmed)
+    assert tally.is_complete, tally
+
+
+def tally_of(deployment: Deployed, folder: Path, confirmed: int) -> Tally:
+    """Compare the input topic, the table and the answers; waits until they agree or nothing more comes."""
+    config = deployment.config
+    published: dict[Position, str] = {}
+
+    def note(message: Received) -> None:
+        published[message.position] = body(message)["client_request_id"]
+
+    events = {str(number) for number in range(confirmed)}
+    read_through(deployment, config.input_topic, note, lambda: events <= set(published.values()))
+    rows = _rows(deployment, folder, len(published))
+    expected, found = Counter(published.values()), Counter(rows["client_request_id"])
+    ids = Counter(rows["prediction_id"])
+
+    answers: dict[str, set[Any]] = {}
+    answered = 0
+
+    def note_answer(message: Received) -> None:
+        nonlocal answered
+        answered += 1
+        answer = body(message)
+        answers.setdefault(answer["prediction_id"], set()).add(answer["prediction"])
+
+    read_through(deployment, config.output_topic, note_answer, lambda: set(ids) <= set(answers))
+    predictions = dict(zip(rows["prediction_id"], rows["prediction"], strict=True))
+    return Tally(
+        events=len(published),
+        rows=len(rows["prediction_id"]),
+        answered_again=answered - len(answers),
+        not_on_topic=len(events - set(expected)),
+        lost=(expected - found).total(),
+        doubled=(found - expected).total() + ids.total() - len(ids),
+        wrong=sum(
+            float(name) + 1 != said
+            for name, said in zip(rows["client_request_id"], rows["prediction"], strict=True)
+        ),
+        unanswered=len(set(ids) - set(answers)),
+        contradicted=sum(said != {predictions.get(name)} for name, said in answers.items()),
+    )
+
+
+def _rows(deployment: Deployed, folder: Path, expected: int) -> dict[str, list[Any]]:
+    """Commit until the table has as many rows of the deployment as expected, or gets no more; return them."""
+    config = deployment.config
     committer = Committer(folder / "spool", str(folder / "tables"))
     table = InferenceTable.open(str(folder / "tables"), config.model.name)
+    quiet = _Quiet()
 
     def caught_up() -> bool:
-        committer.commit_once()
-        rows = table.counts().rows
-        assert rows >= on_topic.total(), f"{rows} of {on_topic.total()}"
-        return True
+        report = committer.commit_once()
+        return table.counts().rows >= expected or quiet.after(report.segments > 0)
 
-    eventually(caught_up, 60, every=0.5)
-    rows = table.read().to_pydict()
-    assert Counter(rows["client_request_id"]) == on_topic
-    ids = set(rows["prediction_id"])
-    assert len(ids) == on_topic.total()
-    assert [float(name) + 1 for name in rows["client_request_id"]] == rows["prediction"]
+    eventually(caught_up, 600, every=0.3, what="all that was spooled is committed")
+    columns = ["client_request_id", "prediction_id", "prediction"]
+    found: dict[str, list[Any]] = table.read(deployment=config.deployment).select(columns).to_pydict()
+    return found
 
-    answers = read_until(
-        deployment, config.output_topic, lambda found: ids <= {m.properties["prediction_id"] for m in found}
-    )
-    assert {(body(m)["prediction_id"], body(m)["prediction"]) for m in answers} == set(
-        zip(rows["prediction_id"], rows["prediction"], strict=True)
-    )
+
+def read_through(
+    deployment: Deployed, topic: str, note: Callable[[Received], None], enough: Callable[[], bool]
+) -> None:
+    """Read a topic from its start until there is enough and nothing more comes, or nothing has come for long."""
+    quiet = _Quiet()
+
+    def read() -> bool:
+        messages = reader.messages()
+        for message in messages:
+            note(message)
+        return quiet.after(bool(messages)) or (not messages and enough())
+
+    with OutputReader(deployment.config, topic, start="earliest") as reader:
+        eventually(read, 600, every=0, what=f"the end of {topic}")
+
+
+class _Quiet:
+    """Knows when nothing has come for twenty seconds: then nothing more will."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def after(self, something_came: bool) -> bool:
+        """Take note of a look, and tell whether it is long since one has shown something."""
+        if something_came:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since > _QUIET_SECONDS
 
 
 def body(message: Received) -> Any:
     return orjson.loads(message.data or b"null")
 
 
-def goes_on(deployment: StreamDeployment, beyond: int) -> None:
+def handled(deployment: Deployed) -> int:
+    """Return how many messages a deployment has handled, as it says about every second."""
+    stats = read_stats(deployment.config.status_file)
+    return 0 if stats is None else stats.messages
+
+
+def goes_on(deployment: Deployed, beyond: int) -> None:
     """Return when more than `beyond` messages were handled."""
-    eventually(lambda: deployment.stats().messages > beyond, 60, what=f"more than {beyond} messages")
+    eventually(lambda: handled(deployment) > beyond, 60, what=f"more than {beyond} messages")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from support.messages import TOPIC, received
+from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
@@ -86,6 +88,10 @@ class Inbox:
         self._diary = diary
         self.acknowledged: list[int] = []
         self.broken = False
+        self.waiting: Iterator[list[Received]] = iter(())
+
+    def receive(self, idle_ms: int) -> list[Received]:
+        return next(self.waiting, [])
 
     def acknowledge(self, messages: list[Received]) -> None:
         self._diary.append("acknowledge")
@@ -108,6 +114,7 @@ class Bench:
         )
         self.log_trouble: list[Exception] = []
         self.logged: list[str] = []
+        self.log_breaks: Exception | None = None  # of the second batch and all later ones
         scorer = Scorer(
             ModelRef(name="m", version="4", path=""), SCHEMA, self._predict, None, None, "double", None
         )
@@ -129,6 +136,8 @@ class Bench:
         self.diary.append("log")
         if self.log_trouble:
             raise self.log_trouble.pop(0)
+        if self.logged and self.log_breaks is not None:
+            raise self.log_breaks
         self.logged += batch.prediction_ids
 
     @staticmethod
@@ -295,3 +304,54 @@ def test_the_time_from_publishing_to_the_stored_answer_is_counted(bench: Bench) 
     assert latency is not None
     assert 5_000 <= latency < 20_000
     assert bench.stats.now.oldest_ms == now_ms - 5_000
+
+
+def test_the_lag_of_a_batch_that_is_stuck_is_told(bench: Bench) -> None:
+    bench.log_trouble = [BadInput("no such topic")]
+    with pytest.raises(BadInput):
+        bench.loop.handle([message(1, {"x": 1}, publish_ms=START_MS + 7), message(2, {"x": 1})])
+    assert bench.stats.now.oldest_ms == START_MS + 7
+
+
+def endless() -> Iterator[list[Received]]:
+    """Yield batches of two messages for ever."""
+    entry = 0
+    while True:
+        yield [message(entry, {"x": entry}), message(entry + 1, {"x": entry + 1})]
+        entry += 2
+
+
+def test_while_answers_cannot_be_stored_two_batches_are_held_and_no_more_are_taken_or_logged(
+    bench: Bench,
+) -> None:
+    """So neither memory nor the spool grows with what waits on the input topic."""
+    bench.answers.broken = lambda place, outgoing: SendFailure("the broker is away", False)
+    bench.inbox.waiting = endless()
+    worker = threading.Thread(target=lambda: pytest.raises(Stopped, bench.loop.run))
+    worker.start()
+    eventually(lambda: bench.diary.count("answers") >= 4, 20)  # sent again and again
+    assert len(bench.logged) == 4
+    assert next(bench.inbox.waiting)[0].position.entry == 4
+    assert bench.inbox.acknowledged == []
+    bench.stop.set()
+    worker.join()
+
+
+def test_the_next_batch_is_scored_before_the_answers_of_the_last_are_waited_for(bench: Bench) -> None:
+    bench.inbox.waiting = itertools.islice(endless(), 2)
+    worker = threading.Thread(target=bench.loop.run)
+    worker.start()
+    eventually(lambda: len(bench.inbox.acknowledged) == 4, 20)
+    bench.stop.set()
+    worker.join()
+    first, second = ["log", "answers"], ["answers stored", "acknowledge"]
+    assert bench.diary == first + first + second + second
+    assert bench.inbox.acknowledged == [0, 1, 2, 3]
+
+
+def test_a_batch_whose_successor_breaks_the_loop_is_acknowledged_all_the_same(bench: Bench) -> None:
+    bench.inbox.waiting = itertools.islice(endless(), 2)
+    bench.log_breaks = BadInput("no waiting helps")
+    with pytest.raises(BadInput, match="no waiting helps"):
+        bench.loop.run()
+    assert bench.inbox.acknowledged == [0, 1]
