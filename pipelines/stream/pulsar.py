@@ -268,7 +268,7 @@ class Connection:
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
     subscriptions that several processes may be on. `access` is how the two know each other, `store` the name
-    of the embedded broker's store. `quiet` is for commands, whose standard output is not a log: what goes wrong is
+    of the store of a broker that the home keeps. `quiet` is for commands, whose standard output is not a log: what goes wrong is
     raised anyway.
     """
 

@@ -13,7 +13,7 @@ from mlflow_flywheel.pipelines.ids import stream_prediction_id
 class Position:
     """Where a message is stored: stable over redelivery and over restarts of the broker.
 
-    `store` is empty, but on the embedded broker: its ledgers begin again when its folder is wiped.
+    `store` is empty, but on a broker that the home keeps: its ledgers begin again when its folder is wiped.
     """
 
     topic: str
