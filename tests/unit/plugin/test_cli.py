@@ -121,6 +121,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
         "tracking_uri": None,
         "metrics": None,
         "broker_disk": None,
+        "trouble": {},
         "deployments": [],
         "processes": [],
     }
