@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_flywheel.pipelines.errors import Unavailable
+
 if TYPE_CHECKING:
     from .context import Context
 
@@ -64,6 +66,7 @@ class Daemon:
             "duplicates": 0,
             "last_commit": None,
         }
+        self._waiting: set[str] = set()  # models whose tables are away
         self._schedule = Schedule(context.home.database_url)
         self._metrics_url: str | None = None
         self._broker_bytes: int | None = None
@@ -133,6 +136,11 @@ class Daemon:
             for name in ("rows", "feedback_rows", "duplicates"):
                 self._committed[name] += getattr(report, name)
             self._committed["last_commit"] = datetime.now(timezone.utc).isoformat()
+        for model in self._waiting - set(report.waiting):
+            self._trouble.over(f"table of {model}")
+        for model, why in report.waiting.items():
+            self._trouble.tell(f"table of {model}", Unavailable(f"its rows wait in the spool: {why}"))
+        self._waiting = set(report.waiting)
 
     def _follow(self) -> None:
         from .rollout import follow_once

@@ -73,6 +73,7 @@ def status(context: Context, as_json: bool) -> None:
                 "tracking_uri": context.home.tracking_uri,
                 "metrics": metrics,
                 "broker_disk": disk,
+                "trouble": daemon.get("trouble", {}),
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -95,6 +96,8 @@ def status(context: Context, as_json: bool) -> None:
         click.echo(f"Prometheus metrics of the streams: {metrics}")
     if disk is not None:
         click.echo(disk["warning"] or f"embedded broker: {broker_disk.said(disk['bytes'])} on disk")
+    for source, trouble in daemon.get("trouble", {}).items():
+        click.echo(f"daemon, {source}: {trouble['error']}")
     _print_processes(processes)
 
 

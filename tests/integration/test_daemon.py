@@ -82,6 +82,28 @@ def test_rows_are_in_the_table_soon_after_they_were_answered(home: Home) -> None
     log.close()
 
 
+def test_a_table_that_is_away_is_told_and_its_rows_wait_for_it(home: Home) -> None:
+    in_the_way = home.path / "tables"
+    in_the_way.write_text("no folder")
+    log = SpoolLog(home.spool, NAME, SCHEMA, "double")
+    with running_daemon(home) as daemon:
+        tiny_core(log).score(tiny_request(25))
+
+        def told() -> str:
+            status = read_status(home.path)
+            assert status is not None
+            return str(status["trouble"][f"table of {NAME}"]["error"])
+
+        assert "its rows wait in the spool: [Errno" in eventually(told, 10)
+        tiny_core(log).score(tiny_request(5))  # whoever answers is none the wiser
+        in_the_way.unlink()
+        table = InferenceTable.open(home.tables, NAME)
+        eventually(lambda: table.exists and table.counts().rows == 30, 15, what="30 rows are visible")
+        eventually(lambda: (read_status(home.path) or {})["trouble"] == {}, 5)
+        assert daemon.log().count(f"commit of {NAME}") == 1
+    log.close()
+
+
 def test_one_daemon_per_home(home: Home) -> None:
     assert not is_running(home.path) and read_status(home.path) is None
     with running_daemon(home) as first:

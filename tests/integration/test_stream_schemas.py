@@ -68,6 +68,7 @@ def test_events_of_a_schema_and_of_its_next_version_are_answered(
         fields={"x": "weather.temp", "client_request_id": "order"},
     )
     topic = config.input_topic
+    apache_pulsar.admin("PUT", f"persistent/public/default/{topic}/partitions", 2)
     with OutputReader(config) as answers, at_work(config, doubling_scorer(picky)) as stats:
         produce(client, topic, schema(Event), Event(weather=Weather(temp=1.5), order="one"))
         produce(client, topic, schema(Wider), Wider(weather=Weather(temp=2.5), order="two", note="n"))
