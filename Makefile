@@ -24,7 +24,7 @@ pulsar: setup
 	$(BIN)/python -m mlflow_flywheel.pipelines.stream.apache_files
 
 test-pulsar: pulsar
-	CI=true $(BIN)/python -m pytest -m apache
+	CI=true $(BIN)/python -m pytest -m apache -n 2 --dist loadfile
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -134,7 +135,7 @@ def backfill(config: StreamConfig, scorer: Scorer, tables: str, span: Span) -> B
             if mine:
                 loop.handle(mine)
                 seen += len(mine)
-            if early:
+            if early or not reader.is_connected:
                 quiet_since = time.monotonic()
         done = stats.now
     return Backfilled(seen, done.rows, done.skipped, done.dead_letters, done.dead_letters_by)
@@ -174,12 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--end", type=parse_time, required=True, help="publish time after the last, ISO 8601")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a subscription must not be left behind
     try:
         span = Span.of(options.start, options.end)
         config = load_stream_config(options.config)
         print(json.dumps(asdict(backfill(config, load_scorer(config.model), options.tables, span))))
     except FlywheelError as error:
         print(error.message, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "ended before the span's end; what was answered is logged, and the rest can be asked for again",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

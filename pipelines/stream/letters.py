@@ -19,12 +19,13 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.times import EPOCH, parse_time
 
 from .dead_letters import DEPLOYMENT, ORIGIN_ID, ORIGIN_TIME, OURS, REASON, REFUSAL, TRUNCATED
+from .endings import Mark
 from .pulsar import ANOTHER_NUMBER, Connection
 from .settings import letters_subscription
 from .wire import Outgoing, Received
 
 REPLAYED_FROM, _REPLAY = "replayed_from", "flywheel_replay"
-_MOST_AT_ONCE = 1000
+_MOST_AT_ONCE = 100  # letters may be large
 _FIRST_WAIT_MS = 1000  # a broker takes a moment to begin
 _WAIT_MS = 250
 _SHOWN_BYTES = 200
@@ -59,8 +60,8 @@ class Letter:
 
     @property
     def cut_from(self) -> int | None:
-        size = self.message.properties.get(TRUNCATED)
-        return None if size is None else int(size)
+        size = self.message.properties.get(TRUNCATED, "")
+        return int(size) if size.isdecimal() else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what people and scripts want to know; of the payload only its beginning."""
@@ -105,7 +106,6 @@ class LetterBox:
     """A deployment's letters, opened. A context manager; one at a time, or two share them out between each other.
 
     It hands each letter out once: what was looked at can be sent back or thrown away by the next box.
-
     Raises Unavailable when the broker cannot be reached.
     """
 
@@ -114,6 +114,8 @@ class LetterBox:
         self._refusal = refusal
         self._has_acknowledged = False
         with ExitStack() as parts:
+            if config.embedded:  # or letters would stay with the ghost of a command that was killed
+                parts.callback(Mark(config.status_file).remove)
             self._connection = parts.enter_context(
                 Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True)
             )
@@ -132,9 +134,10 @@ class LetterBox:
             if self._has_acknowledged:
                 self._inbox.settle()
 
-    def look(self, limit: int) -> list[Letter]:
-        """Return up to `limit` letters, the oldest first."""
-        return [letter for letters in self._batches(limit) for letter in letters]
+    def look(self, limit: int) -> Iterator[Letter]:
+        """Yield up to `limit` letters, nearly in the order in which they were written."""
+        for letters in self._batches(limit):
+            yield from letters
 
     def replay(self, limit: int) -> Replayed:
         """Send up to `limit` letters back to the topic that they came from, each as a message of its own.
@@ -169,7 +172,10 @@ class LetterBox:
     def _batches(
         self, limit: int, wanted: Callable[[Letter], bool] = lambda letter: True
     ) -> Iterator[list[Letter]]:
-        """Yield what is there and wanted until nothing more comes, and what others' deployments wrote is forgotten."""
+        """Yield what is there and wanted until nothing more comes.
+
+        What other deployments wrote to a shared topic is forgotten: their own subscriptions hold it.
+        """
         left, wait = limit, _FIRST_WAIT_MS
         while left > 0:
             batch, wait = self._inbox.receive(wait), _WAIT_MS

@@ -92,6 +92,11 @@ class Consumer:
         with translated(self._url):
             self._consumer.seek(publish_ms)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker could send something now; the client connects again by itself."""
+        return bool(self._consumer.is_connected())
+
     def settle(self) -> None:
         """Wait until the client has sent the acknowledgements that it groups; before `close`, or they are repeated."""
         threading.Event().wait(_ACKNOWLEDGEMENTS_SENT_AFTER)
@@ -132,6 +137,11 @@ class Reader:
     def seek(self, publish_ms: int) -> None:
         """See Consumer."""
         self._consumer.seek(publish_ms)
+
+    @property
+    def is_connected(self) -> bool:
+        """See Consumer."""
+        return self._consumer.is_connected
 
     def close(self) -> None:
         if self._has_acknowledged:

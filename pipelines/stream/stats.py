@@ -187,7 +187,7 @@ class StatsKeeper:
         self._written: StreamStats | None = None
         self._past = deque([_Moment(time.monotonic(), stats.messages, stats.latency)])
         self._path = path
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._every = every_seconds
         self._watch = watch
@@ -236,10 +236,11 @@ class StatsKeeper:
     def write(self) -> None:
         """Write the file now if it would say something new, or if it has been silent for a while."""
         self._look_back()
-        stats, now = self._stats, datetime.now(timezone.utc)
-        if stats is not self._written or (now - self._written_at).total_seconds() > _HEARTBEAT_SECONDS:
-            stats.model_copy(update={"updated": now}).save(self._path)
-            self._written, self._written_at = stats, now
+        with self._writing:
+            stats, now = self._stats, datetime.now(timezone.utc)
+            if stats is not self._written or (now - self._written_at).total_seconds() > _HEARTBEAT_SECONDS:
+                stats.model_copy(update={"updated": now}).save(self._path)
+                self._written, self._written_at = stats, now
 
     def _look_back(self) -> None:
         """Bring up to date what is said of the last seconds."""

@@ -42,8 +42,8 @@ def dlq() -> None:
 def dlq_list(context: Context, as_json: bool, name: str, refusal: str | None, limit: int) -> None:
     """Show the oldest letters of deployment NAME, with the reason and the beginning of each."""
     with _letters(context, name, refusal) as box:
-        letters = [letter.to_dict() for letter in box.look(limit + 1)]
-    more, letters = len(letters) > limit, letters[:limit]
+        found = [letter.to_dict() for letter in box.look(limit + 1)]
+    more, letters = len(found) > limit, sorted(found[:limit], key=lambda letter: letter["refused"])
     if as_json:
         print_json({"deployment": name, "letters": letters, "more": more})
         return

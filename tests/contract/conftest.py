@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.apache_pulsar import ApachePulsar
 from support.either_broker import EitherBroker
 from support.streams import BrokerProcess
 
@@ -16,9 +15,8 @@ def either_broker(
 ) -> Iterator[EitherBroker]:
     """Return the embedded broker, then Apache Pulsar where there is one."""
     if request.param == "apache":
-        apache: ApachePulsar = request.getfixturevalue("apache_pulsar")
-        yield EitherBroker(apache.url, embedded=False)
+        yield EitherBroker(request.getfixturevalue("apache_pulsar"))
         return
     broker = BrokerProcess(tmp_path_factory.mktemp("broker"))
-    yield EitherBroker(broker.url, embedded=True)
+    yield EitherBroker(broker)
     broker.stop()

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from support.apache_pulsar import ApachePulsar
-from support.streams import BrokerProcess
+from support.either_broker import EitherBroker
 from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.stream.pulsar import Connection, Consumer
 from mlflow_flywheel.pipelines.stream.wire import Outgoing, Received
-
-
-class Side:
-    """One of the two brokers."""
-
-    def __init__(self, broker: BrokerProcess | ApachePulsar) -> None:
-        self._broker = broker
-        self._embedded = isinstance(broker, BrokerProcess)
-
-    def connect(self, number: int = 0) -> Connection:
-        """Open a connection; those that share a subscription need different numbers."""
-        return Connection(self._broker.url, embedded=self._embedded, first_number=number, quiet=True)
-
-    def kill(self) -> None:
-        self._broker.stop(signal.SIGKILL)
-
-    def start(self) -> None:
-        self._broker.start()
-
-
-@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.apache)], scope="module")
-def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    if request.param == "apache":
-        yield Side(request.getfixturevalue("apache_pulsar"))
-        return
-    broker = BrokerProcess(tmp_path_factory.mktemp("embedded"))
-    yield Side(broker)
-    broker.stop()
 
 
 @pytest.fixture
@@ -54,8 +24,8 @@ def numbered(first: int, last: int) -> list[Outgoing]:
     return [Outgoing(b"%d" % number) for number in range(first, last)]
 
 
-def publish(side: Side, topic: str, messages: list[Outgoing]) -> None:
-    with side.connect() as connection:
+def publish(either_broker: EitherBroker, topic: str, messages: list[Outgoing]) -> None:
+    with either_broker.connect() as connection:
         assert connection.publisher(topic).publish(messages) == {}
 
 
@@ -84,10 +54,10 @@ def texts(messages: list[Received]) -> list[bytes | None]:
     return [message.data for message in messages]
 
 
-def test_what_one_consumer_leaves_the_next_one_gets(side: Side, topic: str) -> None:
-    publish(side, topic, numbered(0, 1000))
+def test_what_one_consumer_leaves_the_next_one_gets(either_broker: EitherBroker, topic: str) -> None:
+    publish(either_broker, topic, numbered(0, 1000))
     found: list[Received] = []
-    with side.connect(1) as connection:
+    with either_broker.connect(1) as connection:
         consumer = connection.consumer(topic, "s", batch_max=100)
         while len(found) < 400:
             messages = consumer.receive()
@@ -95,15 +65,15 @@ def test_what_one_consumer_leaves_the_next_one_gets(side: Side, topic: str) -> N
             found += messages
         consumer.settle()
     assert len(found) < 1000
-    with side.connect(2) as connection:
+    with either_broker.connect(2) as connection:
         found += drain(connection.consumer(topic, "s"), lambda rest: len(found) + len(rest) >= 1000)
     assert sorted(texts(found)) == sorted(b"%d" % n for n in range(1000))  # type: ignore[type-var]
     assert len({message.position for message in found}) == 1000
 
 
-def test_two_processes_share_a_subscription(side: Side, topic: str) -> None:
+def test_two_processes_share_a_subscription(either_broker: EitherBroker, topic: str) -> None:
     """Two connections stand for two processes: on the embedded broker both count their consumers from 0."""
-    with side.connect(1) as one, side.connect(2) as other:
+    with either_broker.connect(1) as one, either_broker.connect(2) as other:
         consumers = [connection.consumer(topic, "s", batch_max=10) for connection in (one, other)]
         publisher = one.publisher(topic)
         for first in range(0, 200, 10):  # what is stored as one batch goes to one of them
@@ -124,72 +94,78 @@ def test_two_processes_share_a_subscription(side: Side, topic: str) -> None:
     assert sorted(texts(shares[0] + shares[1])) == sorted(b"%d" % n for n in range(200))  # type: ignore[type-var]
 
 
-def test_a_new_subscription_starts_at_the_first_or_at_the_next_message(side: Side, topic: str) -> None:
-    publish(side, topic, numbered(0, 5))
-    with side.connect() as connection:
+def test_a_new_subscription_starts_at_the_first_or_at_the_next_message(
+    either_broker: EitherBroker, topic: str
+) -> None:
+    publish(either_broker, topic, numbered(0, 5))
+    with either_broker.connect() as connection:
         early = connection.consumer(topic, "early", position="earliest")
         late = connection.consumer(topic, "late", position="latest")
-        publish(side, topic, numbered(5, 10))
+        publish(either_broker, topic, numbered(5, 10))
         assert texts(drain(late, at_least(5))) == [b"%d" % n for n in range(5, 10)]
         assert texts(drain(early, at_least(10))) == [b"%d" % n for n in range(10)]
 
 
-def test_each_subscription_gets_everything(side: Side, topic: str) -> None:
-    with side.connect() as connection:
+def test_each_subscription_gets_everything(either_broker: EitherBroker, topic: str) -> None:
+    with either_broker.connect() as connection:
         consumers = [connection.consumer(topic, name) for name in "abc"]
-        publish(side, topic, numbered(0, 100))
+        publish(either_broker, topic, numbered(0, 100))
         for consumer in consumers:
             assert texts(drain(consumer, at_least(100))) == [b"%d" % n for n in range(100)]
 
 
-def test_what_was_not_acknowledged_comes_again_from_the_same_place(side: Side, topic: str) -> None:
-    publish(side, topic, numbered(0, 20))
-    with side.connect(1) as connection:
+def test_what_was_not_acknowledged_comes_again_from_the_same_place(
+    either_broker: EitherBroker, topic: str
+) -> None:
+    publish(either_broker, topic, numbered(0, 20))
+    with either_broker.connect(1) as connection:
         first = drain(connection.consumer(topic, "s"), at_least(20), acknowledge=False)
-    with side.connect(2) as connection:
+    with either_broker.connect(2) as connection:
         second = drain(connection.consumer(topic, "s"), at_least(20))
     assert {m.position: m.data for m in first} == {m.position: m.data for m in second}
     assert len(first) == len(second) == 20
 
 
-def test_a_message_comes_as_it_was_sent(side: Side, topic: str) -> None:
+def test_a_message_comes_as_it_was_sent(either_broker: EitherBroker, topic: str) -> None:
     sent = [
         Outgoing(b'{"a": 1}', {"source": "überall", "empty": ""}, "key one", 1_362_096_000_123),
         Outgoing(b"", {}, "", 0),
         Outgoing(bytes(range(256)), {"n": "2"}),
     ]
-    publish(side, topic, sent)
-    with side.connect() as connection:
+    publish(either_broker, topic, sent)
+    with either_broker.connect() as connection:
         came = drain(connection.consumer(topic, "s"), at_least(3))
     assert [Outgoing(m.data or b"", m.properties, m.key, m.event_ms) for m in came] == sent
     assert all(m.publish_ms > 1_600_000_000_000 for m in came)
     assert {m.position.topic for m in came} == {f"persistent://public/default/{topic}"}
 
 
-def test_a_message_beyond_the_limit_is_told_from_trouble_that_passes(side: Side, topic: str) -> None:
+def test_a_message_beyond_the_limit_is_told_from_trouble_that_passes(
+    either_broker: EitherBroker, topic: str
+) -> None:
     too_big = Outgoing(os.urandom(6 * 1024 * 1024))
-    with side.connect() as connection:
+    with either_broker.connect() as connection:
         failures = connection.publisher(topic).publish([Outgoing(b"small"), too_big, Outgoing(b"after")])
         assert list(failures) == [1]
         assert failures[1].too_big
         assert texts(drain(connection.consumer(topic, "s"), at_least(2))) == [b"small", b"after"]
 
 
-def test_a_subscription_that_was_deleted_keeps_nothing(side: Side, topic: str) -> None:
-    with side.connect() as connection:
+def test_a_subscription_that_was_deleted_keeps_nothing(either_broker: EitherBroker, topic: str) -> None:
+    with either_broker.connect() as connection:
         consumer = connection.consumer(topic, "s")
-        publish(side, topic, numbered(0, 5))
+        publish(either_broker, topic, numbered(0, 5))
         drain(consumer, at_least(5), acknowledge=False)
         consumer.unsubscribe()
-    with side.connect(1) as connection:
+    with either_broker.connect(1) as connection:
         again = connection.consumer(topic, "s", position="latest")
-        publish(side, topic, numbered(5, 6))
+        publish(either_broker, topic, numbered(5, 6))
         assert texts(drain(again, at_least(1))) == [b"5"]
 
 
-def test_a_reader_takes_nothing_away(side: Side, topic: str) -> None:
-    publish(side, topic, numbered(0, 50))
-    with side.connect() as connection:
+def test_a_reader_takes_nothing_away(either_broker: EitherBroker, topic: str) -> None:
+    publish(either_broker, topic, numbered(0, 50))
+    with either_broker.connect() as connection:
         consumer = connection.consumer(topic, "s")
         for _ in range(2):
             reader = connection.reader(topic, position="earliest")
@@ -202,10 +178,10 @@ def test_a_reader_takes_nothing_away(side: Side, topic: str) -> None:
 
 
 def test_a_reader_gets_past_what_a_broker_lets_a_consumer_leave_unacknowledged(
-    side: Side, topic: str
+    either_broker: EitherBroker, topic: str
 ) -> None:
-    publish(side, topic, numbered(0, 55_000))
-    with side.connect() as connection:
+    publish(either_broker, topic, numbered(0, 55_000))
+    with either_broker.connect() as connection:
         reader = connection.reader(topic, position="earliest")
         seen = 0
 
@@ -219,7 +195,7 @@ def test_a_reader_gets_past_what_a_broker_lets_a_consumer_leave_unacknowledged(
     assert seen == 55_000
 
 
-def test_a_killed_broker_has_every_message_that_it_confirmed(side: Side, topic: str) -> None:
+def test_a_killed_broker_has_every_message_that_it_confirmed(either_broker: EitherBroker, topic: str) -> None:
     """It is killed while messages are on their way; producer and consumer find it again by themselves."""
     confirmed: set[int] = set()
     end = threading.Event()
@@ -231,14 +207,14 @@ def test_a_killed_broker_has_every_message_that_it_confirmed(side: Side, topic: 
             confirmed.update(number + place for place in range(200) if place not in failures)
             number += 200
 
-    with side.connect() as sending, side.connect(1) as receiving:
+    with either_broker.connect() as sending, either_broker.connect(1) as receiving:
         consumer = receiving.consumer(topic, "s")
         thread = threading.Thread(target=load, args=(sending,))
         thread.start()
         try:
             eventually(lambda: len(confirmed) >= 2000, 30)
-            side.kill()
-            side.start()
+            either_broker.kill()
+            either_broker.start()
             before = len(confirmed)
             eventually(lambda: len(confirmed) >= before + 1000, 60)
         finally:

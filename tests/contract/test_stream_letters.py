@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,6 +19,7 @@ from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.ids import stream_position
 from mlflow_flywheel.pipelines.stream.client import OutputReader, drop_subscriptions
 from mlflow_flywheel.pipelines.stream.dead_letters import DeadLetters, Refused
+from mlflow_flywheel.pipelines.stream.endings import collect_unclean_endings
 from mlflow_flywheel.pipelines.stream.letters import REPLAYED_FROM, LetterBox
 from mlflow_flywheel.pipelines.stream.messages import Refusal
 from mlflow_flywheel.pipelines.stream.patience import Patience
@@ -212,3 +215,26 @@ def test_every_kind_of_poison_has_its_letter_and_its_neighbours_their_answers(
         assert letter.message.key == str(bodies.index(data))
         assert stream_position(letter.origin_id) is not None
         assert letter.origin_id.startswith(f"persistent://public/default/{config.input_topic}:")
+
+
+def test_a_command_that_is_killed_lets_go_of_its_letters(
+    either_broker: EitherBroker, config: StreamConfig, tmp_path: Path
+) -> None:
+    refuse(config, tmp_path, *some(3))
+    config.save(tmp_path / "config.json")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mlflow_flywheel.pipelines.config import StreamConfig, load_config\n"
+        "from mlflow_flywheel.pipelines.stream.letters import LetterBox\n"
+        "with LetterBox(load_config(StreamConfig, Path(sys.argv[1]))) as box:\n"
+        "    print(len(list(box.look(3))), flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "3\n"
+        killed.kill()
+    # the embedded broker keeps what a ghost holds until it is restarted, which a worker that sees the mark asks for
+    assert collect_unclean_endings(config.status_file) == (1 if either_broker.embedded else 0)
+    if not either_broker.embedded:
+        assert eventually(lambda: numbers(config), 20) == [0, 1, 2]

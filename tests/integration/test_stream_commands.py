@@ -109,7 +109,7 @@ def test_letters_are_listed_sent_back_and_thrown_away(world: World) -> None:
     assert "feature 'a' must be double, got str 'two'" in letters[0]["reason"]
     assert json.loads(letters[0]["payload"])["meta"] == {"order": "bad-0"}
     said = world.run("dlq", "list", "flow", "--limit", "1").output
-    assert "wrong_type" in said and "flow-in:" in said and "and more" in said
+    assert "wrong_type" in said and "flow-in" in said and "and more" in said
     assert world.command("dlq", "list", "flow", "--limit", "1")["more"]
 
     with OutputReader(config, config.input_topic) as inputs:

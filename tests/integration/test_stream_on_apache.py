@@ -74,9 +74,10 @@ def test_nothing_is_lost_or_doubled_over_three_workers_when_one_and_then_the_bro
     assert deployment.stop() == 0
 
 
-def test_the_messages_of_a_key_stay_in_order_over_three_workers(
+def test_the_messages_of_a_key_stay_in_order_over_partitions_and_workers(
     apache_pulsar: ApachePulsar, tmp_path: Path, zoo: Callable[[str], ZooModel]
 ) -> None:
+    apache_pulsar.admin("PUT", "persistent/public/default/keyed-in/partitions", 2)
     deployment = start(tmp_path, apache_pulsar, "keyed", zoo("pyfunc"), workers=WORKERS, ordering="key")
     keys, rounds = 40, 60
     with EventPublisher(deployment.config) as publisher:
@@ -223,7 +224,11 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
             client.create_deployment("safe", model.uri, config=config)
         assert client.list_deployments() == []
 
-        monkeypatch.setenv(VARIABLE, secured.token())
+        token = secured.token("scorer")
+        monkeypatch.setenv(VARIABLE, token)
+        with pytest.raises(MlflowException, match="check its token and permissions"):
+            client.create_deployment("safe", model.uri, config=config)
+        secured.admin("POST", "namespaces/public/default/permissions/scorer", ["produce", "consume"])
         client.create_deployment("safe", model.uri, config=config)
         answer = client.predict("safe", model.rows.head(2))
         assert answer["predictions"] == pytest.approx(model.labels[:2])
@@ -231,7 +236,7 @@ def test_a_deployment_on_a_secured_broker_keeps_its_token_in_a_private_file_only
         client.update_deployment("safe", config={"batch_max": "500"})
         assert len(client.predict("safe", model.rows.head(1))["predictions"]) == 1
 
-        secret = secured.token().encode()
+        secret = token.encode()
         holders = [file for file in home.path.rglob("*") if file.is_file() and secret in file.read_bytes()]
         assert [file.parent for file in holders] == [home.secrets("safe")]
         assert holders[0].stat().st_mode & 0o077 == 0

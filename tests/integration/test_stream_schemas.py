@@ -62,12 +62,13 @@ def produce(client: pulsar.Client, topic: str, schema: Any, *values: Any) -> Non
 def test_events_of_a_schema_and_of_its_next_version_are_answered(
     client: pulsar.Client, apache_pulsar: ApachePulsar, tmp_path: Path, input_format: str, schema: Any
 ) -> None:
-    config = EitherBroker(apache_pulsar.url, embedded=False).config(
+    config = EitherBroker(apache_pulsar).config(
         tmp_path,
         input_format=input_format,
         fields={"x": "weather.temp", "client_request_id": "order"},
     )
     topic = config.input_topic
+    apache_pulsar.admin("PUT", f"persistent/public/default/{topic}/partitions", 2)
     with OutputReader(config) as answers, at_work(config, doubling_scorer(picky)) as stats:
         produce(client, topic, schema(Event), Event(weather=Weather(temp=1.5), order="one"))
         produce(client, topic, schema(Wider), Wider(weather=Weather(temp=2.5), order="two", note="n"))
@@ -93,6 +94,6 @@ def test_events_of_a_schema_and_of_its_next_version_are_answered(
 def test_rows_cannot_be_asked_of_a_deployment_that_reads_avro(
     apache_pulsar: ApachePulsar, tmp_path: Path
 ) -> None:
-    config = EitherBroker(apache_pulsar.url, embedded=False).config(tmp_path, input_format="avro")
+    config = EitherBroker(apache_pulsar).config(tmp_path, input_format="avro")
     with pytest.raises(BadInput, match="reads avro records, which rows are not; publish events to its topic"):
         publish_and_wait(config, [{"x": 1.0}])

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import final
 
+import requests
 from support.certificates import make_certificate
 
 from mlflow_flywheel.pipelines.stream.apache_broker import apache_broker, wait_healthy
@@ -25,7 +26,7 @@ class ApachePulsar:
     """One broker on a folder, on ports of its own; it is started, and `start` brings it back after `stop` or `kill`.
 
     A `secured` one speaks TLS at `tls_url` (its certificate is its own authority, `ca_file`) and wants a token
-    everywhere; who has one may do everything.
+    everywhere; `token()` may do everything, another subject's what it is granted.
     """
 
     def __init__(self, folder: Path, *, secured: bool = False) -> None:
@@ -49,10 +50,21 @@ class ApachePulsar:
         return self._broker.admin_url
 
     def token(self, subject: str = _ADMIN) -> str:
-        """Return a JSON web token that this broker's key has signed; only the default subject may do anything."""
+        """Return a JSON web token that this broker's key has signed."""
         parts = [_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256"}, {"sub": subject})]
         signature = hmac.digest(self._key, ".".join(parts).encode(), "sha256")
         return ".".join([*parts, _base64url(signature)])
+
+    def admin(self, method: str, path: str, body: object) -> None:
+        """Ask the admin API, such as `PUT persistent/public/default/TOPIC/partitions` with their number."""
+        answer = requests.request(
+            method,
+            f"{self.admin_url}/admin/v2/{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {self.token()}"} if self._secured else {},
+            timeout=30,
+        )
+        assert answer.ok, answer.text
 
     def start(self) -> None:
         """Start it and return when it can be used."""

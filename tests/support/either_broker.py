@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from support.apache_pulsar import ApachePulsar
+from support.streams import BrokerProcess
+
 from mlflow_flywheel.pipelines.config import ModelRef, StreamConfig
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
+from mlflow_flywheel.pipelines.stream.pulsar import Connection
 from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, stats_file
 from mlflow_flywheel.pipelines.stream.worker import Worker
 
 
-@dataclass(frozen=True)
 class EitherBroker:
-    """A broker that runs."""
+    """A broker that runs, of either kind."""
 
-    url: str
-    embedded: bool
+    def __init__(self, broker: BrokerProcess | ApachePulsar) -> None:
+        self._broker = broker
+        self.url = broker.url
+        self.embedded = isinstance(broker, BrokerProcess)
+
+    def connect(self, number: int = 0) -> Connection:
+        """Open a connection; those that share a subscription need different numbers on the embedded broker."""
+        return Connection(self.url, embedded=self.embedded, first_number=number, quiet=True)
+
+    def kill(self) -> None:
+        """End it without a warning."""
+        self._broker.stop(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Bring it back on the same data, and return when it can be used."""
+        self._broker.start()
 
     def config(self, folder: Path, **settings: Any) -> StreamConfig:
         """Return a deployment with topics of its own, whose files are in a folder."""

@@ -120,6 +120,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
         "home": str(home.path),
         "tracking_uri": None,
         "metrics": None,
+        "broker_disk": None,
         "deployments": [],
         "processes": [],
     }

@@ -60,8 +60,8 @@ def samples(text: str) -> dict[str, list[Any]]:
 def test_a_scrape_says_what_the_workers_counted(context: Context, worker: StatsKeeper) -> None:
     worker.count(messages=10, rows=7, skipped=1, feedback=3)
     worker.count_refusals(["malformed", "model", "malformed"])
-    worker.answered([round(1000 * utc_now().timestamp()) - 3000] * 9)
-    worker.note(oldest_ms=round(1000 * utc_now().timestamp()) - 20_000)
+    worker.answered([int(1000 * utc_now().timestamp()) - 3000] * 9)
+    worker.note(oldest_ms=int(1000 * utc_now().timestamp()) - 20_000)
     worker.write()
     found = samples(exposition(context))
     labels = {"deployment": "late-stream", "model_name": NAME}
@@ -128,8 +128,8 @@ def test_a_stream_that_works_has_series_and_one_point_of_rest(
     series.log(context)  # nothing was ever done
     assert context.records.deployment("late-stream").run_id is None
     worker.count(messages=100)
-    worker.answered([round(1000 * utc_now().timestamp()) - 50] * 100)
-    worker.note(oldest_ms=round(1000 * utc_now().timestamp()) - 9_000)
+    worker.answered([int(1000 * utc_now().timestamp()) - 50] * 100)
+    worker.note(oldest_ms=int(1000 * utc_now().timestamp()) - 9_000)
     worker.write()
     series.log(context)
     (rate,), (lag,) = points("messages_per_second"), points("lag_seconds")
