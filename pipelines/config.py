@@ -126,7 +126,9 @@ class StreamConfig(WorkerConfig):
     max_message_bytes: int = Field(1024 * 1024, ge=64)
     workers: int = Field(1, ge=1, le=64)
     ordering: Literal["none", "key"] = Field("none", description="key: the messages of a key, in their order")
-    broker_store_file: str | None = Field(None, description="file that names the embedded broker's store")
+    broker_store_file: str | None = Field(
+        None, description="file that names the store of a broker that the home keeps"
+    )
     broker_token_file: str | None = Field(None, description="file with the token that the broker wants")
     broker_ca_file: str | None = Field(None, description="PEM authorities to trust; the system's without")
     input_format: Literal["json", "avro"] = "json"

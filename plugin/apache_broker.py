@@ -66,6 +66,11 @@ def apache_url(context: Context) -> str | None:
     return None if settings is None else _described(context, settings).url
 
 
+def apache_store_file(context: Context) -> Path:
+    """Return the file that names the broker's store."""
+    return apache.store_file(context.home.apache_broker)
+
+
 def apache_settings(context: Context) -> ApacheSettings | None:
     """Return what was chosen at the first start; None when there was none."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
@@ -18,12 +19,13 @@ from .apache_broker import (
     apache_healthy,
     apache_kept,
     apache_settings,
+    apache_store_file,
     apache_url,
     ensure_apache,
     stop_apache,
 )
 from .context import Context
-from .embedded_broker import broker_exists, embedded_url, ensure_broker, stop_broker
+from .embedded_broker import broker_exists, embedded_store_file, embedded_url, ensure_broker, stop_broker
 from .runners.base import APACHE_BROKER, BROKER
 from .spec import StreamSpec
 
@@ -60,6 +62,11 @@ def default_kind(context: Context) -> BrokerKind:
 def ensure(context: Context, kind: BrokerKind) -> str:
     """Keep a broker of the home running and return its URL when it can be used."""
     return ensure_apache(context).url if kind == "apache" else ensure_broker(context)
+
+
+def store_file(context: Context, kind: BrokerKind) -> Path:
+    """Return the file that names the store of a broker of the home: it begins its ledgers again in a fresh one."""
+    return apache_store_file(context) if kind == "apache" else embedded_store_file(context)
 
 
 def stop(context: Context, kind: BrokerKind) -> None:

@@ -43,7 +43,7 @@ def embedded_url(context: Context) -> str:
     return embedded.EmbeddedBroker(context.home.broker, _port(context)).url
 
 
-def store_file(context: Context) -> Path:
+def embedded_store_file(context: Context) -> Path:
     """Return the file that names the broker's store."""
     return embedded.EmbeddedBroker(context.home.broker, _port(context)).store_file
 

@@ -22,6 +22,7 @@ from .broker import HOST
 STOP_SECONDS = 30
 LEAST_MEMORY_MB = 256
 _HEALTH_SECONDS = 5.0
+_METADATA = "metadata"
 
 # The metadata store's URL stays unset: it would be read as ZooKeeper's; RocksDB is what a fresh folder gets.
 _SETTINGS = {
@@ -83,6 +84,8 @@ class ApacheBroker:
             str(find_java()),
             f"-Xmx{self.memory_mb}m",
             f"-XX:MaxDirectMemorySize={self.memory_mb}m",
+            "-XX:+ExitOnOutOfMemoryError",  # it would go on half dead; whoever keeps it starts it again
+            "-Dpulsar.allocator.exit_on_oom=true",
             "-Dio.netty.tryReflectionSetAccessible=true",
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
             *(part for opened in _OPENED for part in ("--add-opens", f"{opened}=ALL-UNNAMED")),
@@ -90,7 +93,7 @@ class ApacheBroker:
             *("--config", str(self.folder / "standalone.conf")),
             *("--no-functions-worker", "--no-stream-storage"),
             *("--bookkeeper-dir", str(self.folder / "bookkeeper")),
-            *("--metadata-dir", str(self.folder / "metadata")),
+            *("--metadata-dir", str(self.folder / _METADATA)),
         )
 
     def prepare(self) -> None:
@@ -104,6 +107,11 @@ class ApacheBroker:
         file.touch(mode=0o600)  # a secured broker's has its key in it
         file.write_text(text)
         (self.folder / "log4j2.properties").write_text(_LOGGING)
+
+
+def store_file(folder: Path) -> Path:
+    """Return the file that names a broker's store; another one is made with fresh metadata alone, by RocksDB."""
+    return folder / _METADATA / "IDENTITY"
 
 
 def apache_broker(

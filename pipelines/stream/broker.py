@@ -85,7 +85,9 @@ def store_name(file: Path) -> str:
     try:
         return file.read_text().partition("-")[0]
     except FileNotFoundError:
-        raise Unavailable(f"the embedded broker has made no store yet, as {str(file)!r} is missing") from None
+        raise Unavailable(
+            f"the broker of the home has made no store yet, as {str(file)!r} is missing"
+        ) from None
 
 
 def find_binary() -> Path:

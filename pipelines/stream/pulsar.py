@@ -15,6 +15,7 @@ Never use a connection after a fork. Close it explicitly: a process that ends wi
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 import time
@@ -31,7 +32,9 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailabl
 
 from .access import Access
 from .broker import store_name
-from .wire import Outgoing, Position, Received, SendFailure
+from .wire import Outgoing, Position, Received, SendFailure, batch_of_several_keys
+
+_log = logging.getLogger(__name__)
 
 SEND_TIMEOUT_SECONDS = 10.0
 _OPERATION_TIMEOUT_SECONDS = 10
@@ -62,12 +65,13 @@ _TERMINAL: tuple[type[Exception], ...] = (
 
 
 class Consumer:
-    """One member of a Shared or Key_Shared subscription."""
+    """One member of a Shared or Key_Shared subscription; `by_key` is the latter."""
 
-    def __init__(self, consumer: Any, url: str, store: str = "") -> None:
+    def __init__(self, consumer: Any, url: str, store: str = "", *, by_key: bool = False) -> None:
         self._consumer = consumer
         self._url = url
         self._store = store
+        self._watches_keys = by_key
 
     def receive(self, idle_ms: int = IDLE_MS) -> list[Received]:
         """Return the next batch: what comes within its wait after the first; empty when none comes in `idle_ms`."""
@@ -79,7 +83,23 @@ class Consumer:
                 except pulsar.Timeout:
                     return []
                 messages += self._consumer.batch_receive()
-            return [_received(message, self._store) for message in messages]
+            received = [_received(message, self._store) for message in messages]
+        if self._watches_keys:
+            self._watch_keys(received)
+        return received
+
+    def _watch_keys(self, messages: list[Received]) -> None:
+        """Say once that somebody publishes so that no order of keys can be kept."""
+        mixed = batch_of_several_keys(messages)
+        if mixed is not None:
+            self._watches_keys = False
+            _log.warning(
+                "a producer of %s stores messages of several keys in one batch (%d:%d), so ordering=key cannot keep "
+                "their order; it must batch by key (BatchingType.KeyBased) or not at all",
+                mixed.topic,
+                mixed.ledger,
+                mixed.entry,
+            )
 
     def acknowledge(self, messages: list[Received]) -> None:
         """Tell the broker that these are done with. It hears of it within 0.1 s: see `settle`."""
@@ -248,7 +268,7 @@ class Connection:
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
     subscriptions that several processes may be on. `access` is how the two know each other, `store` the name
-    of the embedded broker's store. `quiet` is for commands, whose standard output is not a log: what goes wrong is
+    of the store of a broker that the home keeps. `quiet` is for commands, whose standard output is not a log: what goes wrong is
     raised anyway.
     """
 
@@ -330,7 +350,7 @@ class Connection:
                 ),
                 batch_index_ack_enabled=not self._embedded,
             )
-        return Consumer(consumer, self.url, self._store)
+        return Consumer(consumer, self.url, self._store, by_key=by_key)
 
     def reader(self, topic: str, *, position: Literal["earliest", "latest"] = "latest") -> Reader:
         """Look at a topic from its start or from now on. A killed process leaves its subscription behind."""

@@ -5,7 +5,7 @@ Tuples, as one of each is made per message: a frozen dataclass takes twice as lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from mlflow_flywheel.pipelines.ids import stream_prediction_id
 class Position(NamedTuple):
     """Where a message is stored: stable over redelivery and over restarts of the broker.
 
-    `store` is empty, but on the embedded broker: its ledgers begin again when its folder is wiped.
+    `store` is empty, but on a broker that the home keeps: its ledgers begin again when its folder is wiped.
     """
 
     topic: str
@@ -47,6 +47,22 @@ class Received(NamedTuple):
     position: Position
     handle: Any
     schema_version: int | None = None
+
+
+def batch_of_several_keys(messages: Iterable[Received]) -> Position | None:
+    """Return the place of a message that its producer batched with one of another key; None when there is none.
+
+    A broker gives a batch as a whole to one consumer, by one of its keys: the others are out of order then.
+    """
+    keys: dict[tuple[str, int, int], str] = {}
+    for message in messages:
+        at = message.position
+        if (
+            at.batch_index >= 0
+            and keys.setdefault((at.topic, at.ledger, at.entry), message.key) != message.key
+        ):
+            return at
+    return None
 
 
 class Outgoing(NamedTuple):

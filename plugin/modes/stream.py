@@ -20,9 +20,9 @@ from mlflow_flywheel.pipelines.stream.fields import check_fields
 from mlflow_flywheel.pipelines.stream.settings import check_format, check_scale
 from mlflow_flywheel.pipelines.stream.stats import read_stats
 from mlflow_flywheel.pipelines.times import utc_now
-from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, stream_configs
+from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, store_file, stream_configs
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker, store_file
+from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
 from mlflow_flywheel.plugin.spec import StreamSpec, parse_spec
@@ -183,7 +183,7 @@ def _config(
         log_sample=spec.log_sample,
         broker=broker,
         embedded=kind == "embedded",
-        broker_store_file=str(store_file(context)) if kind == "embedded" else None,
+        broker_store_file=None if kind is None else str(store_file(context, kind)),
         subscription=spec.subscription or name,
         start_position=TypeAdapter(StartPosition).validate_python(spec.start_position),
         batch_max=spec.batch_max,

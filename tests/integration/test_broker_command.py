@@ -150,12 +150,16 @@ def test_a_home_keeps_an_apache_pulsar_that_new_deployments_use(
     assert (config.broker, config.embedded) == (view["url"], False)
     assert psutil.pid_exists(view["pid"]), "a home that is bound to MLflow needs no other broker"
     assert not context.home.broker.exists(), "nobody asked for the embedded broker"
-    assert client.predict("new", model.rows.head(2))["predictions"] == pytest.approx(model.labels[:2])
+    before = client.predict("new", model.rows.head(2))
+    assert before["predictions"] == pytest.approx(model.labels[:2])
     assert "deployments new; delete them" in flywheel(context, "broker", "stop", "--apache", code=1)
 
     os.kill(view["pid"], signal.SIGKILL)
     eventually(lambda: healthy_again(context, view["pid"]), 60, every=0.3, what="Apache Pulsar again")
-    assert client.predict("new", model.rows.head(2))["predictions"] == pytest.approx(model.labels[:2])
+    after = client.predict("new", model.rows.head(2))
+    assert after["predictions"] == before["predictions"]
+    stores = {id_.rsplit(":", 3)[0] for id_ in before["prediction_ids"] + after["prediction_ids"]}
+    assert len(stores) == 1 and "@" in stores.pop(), "the store names itself, and is the same after a crash"
     client.delete_deployment("new")
     assert answer(context, "broker", "stop", "--apache")["new_deployments_use"] == "embedded"
 

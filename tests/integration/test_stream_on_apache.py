@@ -102,6 +102,12 @@ def test_the_messages_of_a_key_stay_in_order_over_partitions_and_workers(
             seen[key].append(int(number))
     assert all(numbers == list(range(rounds)) for numbers in seen.values()), seen
     assert sorted(handled(deployment))[1] > 0, "the two that lived share the keys"
+    assert "batch by key" not in deployment.log.read_text()
+
+    with Connection(apache_pulsar.url, embedded=False, quiet=True) as connection:
+        careless = connection.publisher(deployment.config.input_topic)
+        assert careless.publish([Outgoing(b"{}", key=f"key-{number % 10}") for number in range(100)]) == {}
+    eventually(lambda: "it must batch by key" in deployment.log.read_text(), 20, what="the warning")
     assert deployment.stop() == 0
 
 
