@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types-view bench-loop bench-web
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-loop bench-web bench-stream drill-stream
 
 setup: $(STAMP)
 
@@ -19,11 +19,26 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The Apache Pulsar broker (Java 17 and Maven are needed), into a cache outside of this repository.
+pulsar: setup
+	$(BIN)/python -m mlflow_flywheel.pipelines.stream.apache_files
+
+test-pulsar: pulsar
+	CI=true $(BIN)/python -m pytest -m apache -n 2 --dist loadfile
+
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py
 
 bench-web: setup
 	$(BIN)/python benchmarks/web.py
+
+# With ARGS=--apache on Apache Pulsar too, which `make pulsar` fetches.
+bench-stream: setup
+	PYTHONPATH=tests $(BIN)/python benchmarks/stream.py $(ARGS)
+
+# With ARGS="--rounds N --seed N" as many rounds as wanted, or the same again.
+drill-stream: setup
+	PYTHONPATH=tests $(BIN)/python benchmarks/stream_drill.py $(ARGS)
 
 # mypy does not follow the editable install's import hook: this gives it the packages as folders.
 types-view:

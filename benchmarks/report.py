@@ -29,7 +29,13 @@ def publish(
     for ratio, value in ratios.items():
         table.add_row(ratio, f"{value:.4g}", goals[ratio])
     Console().print(table)
-    content = {
+    content = {**machine(packages), "ratios": dict(ratios), "details": dict(details)}
+    return write(name, content)
+
+
+def machine(packages: Sequence[str]) -> dict[str, Any]:
+    """Return what a result was measured on: the machine, and the versions of these packages."""
+    return {
         "machine": {
             "cpu": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -38,9 +44,11 @@ def publish(
             "system": platform.platform(),
         },
         "versions": {package: version(package) for package in packages},
-        "ratios": dict(ratios),
-        "details": dict(details),
     }
+
+
+def write(name: str, content: Mapping[str, Any]) -> Path:
+    """Write `results/<name>.json` and return its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,11 +16,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -41,17 +42,23 @@ from .spool import (
 from .spool_rows import Line, line_length, lines_to_table
 
 _log = logging.getLogger(__name__)
+_FIRST_REST = 0.5
+_LONGEST_REST = 30.0
 _COMMIT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class CommitReport:
-    """What one round moved; `duplicates` are redelivered stream rows that were left out."""
+    """What one round moved; `duplicates` are redelivered stream rows that were left out.
+
+    `waiting` says of models whose table is away why their rows wait in the spool.
+    """
 
     rows: int = 0
     feedback_rows: int = 0
     segments: int = 0
     duplicates: int = 0
+    waiting: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: CommitReport) -> CommitReport:
         return CommitReport(
@@ -59,7 +66,16 @@ class CommitReport:
             self.feedback_rows + other.feedback_rows,
             self.segments + other.segments,
             self.duplicates + other.duplicates,
+            {**self.waiting, **other.waiting},
         )
+
+
+class _Rest(NamedTuple):
+    """Until when (monotonic) a model is left alone after `why`, and for how many seconds that is."""
+
+    why: str
+    seconds: float
+    until: float
 
 
 class Committer:
@@ -69,16 +85,32 @@ class Committer:
         self._root = Path(spool_root)
         self._tables = str(tables)
         self._ensured: dict[str, bytes] = {}
+        self._resting: dict[str, _Rest] = {}
 
     def commit_once(self) -> CommitReport:
-        """Do one round over all models; the trouble of one model is logged and does not stop the others."""
+        """Do one round over all models; the trouble of one does not stop the others.
+
+        A model whose table is away is tried again after a pause, a longer one each time.
+        """
         report = CommitReport()
         for model_name in spooled_models(self._root):
+            rest = self._resting.get(model_name)
+            if rest is not None and time.monotonic() < rest.until:
+                report += CommitReport(waiting={model_name: rest.why})
+                continue
             try:
                 report += self.commit_model(model_name)
-            except FlywheelError as error:
-                _log.warning("commit of %s: %s", model_name, error.message)
+                self._resting.pop(model_name, None)
+            except (FlywheelError, OSError) as error:
+                report += CommitReport(waiting={model_name: self._let_rest(model_name, str(error), rest)})
         return report
+
+    def _let_rest(self, model_name: str, why: str, before: _Rest | None) -> str:
+        if before is None or before.why != why:
+            _log.warning("commit of %s: %s; trying again", model_name, why)
+        seconds = _FIRST_REST if before is None else min(2 * before.seconds, _LONGEST_REST)
+        self._resting[model_name] = _Rest(why, seconds, time.monotonic() + seconds)
+        return why
 
     def commit_model(self, model_name: str) -> CommitReport:
         """Do one round for one model."""

@@ -9,12 +9,13 @@ import hashlib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BadInput, NotFound
 
 Durability = Literal["process", "power"]
 TrialMode = Literal["shadow", "canary"]
+StartPosition = Literal["earliest", "latest"] | AwareDatetime
 C = TypeVar("C", bound="Frozen")
 
 
@@ -116,11 +117,27 @@ class StreamConfig(WorkerConfig):
     feedback_topic: str | None = None
     dead_letter_topic: str
     subscription: str
-    start_position: Literal["earliest", "latest"] = "earliest"
+    start_position: StartPosition = Field(
+        "earliest",
+        description="where a new subscription starts; what was published before a time is passed over",
+    )
     batch_max: int = Field(1000, ge=1, le=100_000)
     batch_wait_ms: int = Field(5, ge=1, le=10_000)
     max_message_bytes: int = Field(1024 * 1024, ge=64)
     workers: int = Field(1, ge=1, le=64)
+    ordering: Literal["none", "key"] = Field("none", description="key: the messages of a key, in their order")
+    broker_store_file: str | None = Field(
+        None, description="file that names the store of a broker that the home keeps"
+    )
+    broker_token_file: str | None = Field(None, description="file with the token that the broker wants")
+    broker_ca_file: str | None = Field(None, description="PEM authorities to trust; the system's without")
+    input_format: Literal["json", "avro"] = "json"
+    fields: dict[str, str] = Field(
+        {}, description="path in the message by feature, client_request_id, event_time"
+    )
+    properties: tuple[str, ...] = Field(
+        ("*",), description="message properties kept on the answer; * means all"
+    )
 
 
 class BatchConfig(Frozen):

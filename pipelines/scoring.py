@@ -20,6 +20,7 @@ from .schema import TIMESTAMP, FeatureSchema
 from .times import EPOCH
 
 FEATURE_PREFIX = "feature."
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -203,4 +204,4 @@ def _some(values: Sequence[Any] | None, rows: Sequence[int]) -> Sequence[Any] | 
 
 def microseconds(time: datetime) -> int:
     """Return microseconds since 1970 UTC of an aware datetime, exactly."""
-    return (time - EPOCH) // timedelta(microseconds=1)
+    return (time - EPOCH) // _MICROSECOND

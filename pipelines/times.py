@@ -8,6 +8,11 @@ from typing import Any
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
+def utc_now() -> datetime:
+    """Return the present, aware."""
+    return datetime.now(timezone.utc)
+
+
 def parse_time(value: Any) -> datetime:
     """Read ISO 8601 (naive means UTC), milliseconds since 1970, a date or a datetime; the answer is aware.
 

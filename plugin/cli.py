@@ -12,11 +12,15 @@ _COMMANDS = {
     "down": "commands.processes:down",
     "status": "commands.processes:status",
     "logs": "commands.processes:logs",
+    "broker": "commands.brokers:broker",
     "feedback": "commands.models:feedback",
     "monitor": "commands.models:monitor",
     "retrain": "commands.models:retrain",
     "batch": "commands.models:batch",
     "loop": "commands.models:loop",
+    "scale": "commands.streams:scale",
+    "replay": "commands.streams:replay",
+    "dlq": "commands.streams:dlq",
     "demo": "demo.command:demo",
 }
 

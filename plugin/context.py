@@ -46,9 +46,14 @@ class Context:
         """
         return self.home.bind(_chosen_tracking_uri(self.home))
 
-    def process(self, name: str, command: tuple[str, ...], stop_seconds: int) -> ProcessSpec:
-        """Describe one of this home's processes, with the environment that all of them get."""
-        environment = process_environment(self.home.tracking_uri, self.home.path)
+    def process(
+        self, name: str, command: tuple[str, ...], stop_seconds: int, *, asks_mlflow: bool = True
+    ) -> ProcessSpec:
+        """Describe one of this home's processes, with the environment that all of them get.
+
+        One that never asks MLflow is the same process when the home is bound to a server, or to another one.
+        """
+        environment = process_environment(self.home.tracking_uri if asks_mlflow else None, self.home.path)
         return ProcessSpec(name, command, self.home.log_file(name), environment, stop_seconds)
 
     def ensure_daemon(self) -> None:

@@ -18,12 +18,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from mlflow_flywheel.pipelines.errors import Unavailable
 
 if TYPE_CHECKING:
     from .context import Context
@@ -34,7 +36,9 @@ _COMMIT_SECONDS = 0.5
 _FOLLOW_SECONDS = 1.0
 _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
+_DISK_SECONDS = 5.0
 _STATUS_SECONDS = 1.0
+_SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _STOP_SECONDS = 10.0
 
 
@@ -46,6 +50,7 @@ class Daemon:
         from mlflow_flywheel.pipelines.committer import Committer
 
         from .background import Repeating, TaskThread, Trouble
+        from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
 
@@ -61,13 +66,19 @@ class Daemon:
             "duplicates": 0,
             "last_commit": None,
         }
+        self._waiting: set[str] = set()  # models whose tables are away
         self._schedule = Schedule(context.home.database_url)
+        self._metrics_url: str | None = None
+        self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
+        series = StreamSeries()
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
             "rollouts": (_FOLLOW_SECONDS, self._follow),
             "schedule": (_SYNC_SECONDS, self._sync),
             "broker": (_BROKER_SECONDS, self.look_after_broker),
+            "broker's disk": (_DISK_SECONDS, self.look_at_disk),
+            "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)
@@ -91,6 +102,8 @@ class Daemon:
 
     def run(self) -> None:
         """Work until told to stop."""
+        from .metrics import MetricsServer
+
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         again = self._context.records.requeue_abandoned(lambda worker: worker == self._worker)
@@ -100,8 +113,10 @@ class Daemon:
         for thread in (*self._repeating, *self._tasks):
             thread.start()
         _log.info("daemon of %s is ready", self._context.home.path)
-        while not self._stop.wait(_STATUS_SECONDS):
-            self._report()
+        with closing(MetricsServer(self._context)) as metrics:
+            self._metrics_url = metrics.url
+            while not self._stop.wait(_STATUS_SECONDS):
+                self._report()
         self._end()
 
     def _end(self) -> None:
@@ -121,6 +136,11 @@ class Daemon:
             for name in ("rows", "feedback_rows", "duplicates"):
                 self._committed[name] += getattr(report, name)
             self._committed["last_commit"] = datetime.now(timezone.utc).isoformat()
+        for model in self._waiting - set(report.waiting):
+            self._trouble.over(f"table of {model}")
+        for model, why in report.waiting.items():
+            self._trouble.tell(f"table of {model}", Unavailable(f"its rows wait in the spool: {why}"))
+        self._waiting = set(report.waiting)
 
     def _follow(self) -> None:
         from .rollout import follow_once
@@ -150,8 +170,22 @@ class Daemon:
                 _log.warning("the embedded broker holds messages back; restarting it")
                 self._context.runner.restart(BROKER)
 
+    def look_at_disk(self) -> None:
+        """Measure what the embedded broker keeps, and say once when it is too much."""
+        from . import broker_disk
+        from .embedded_broker import broker_exists
+
+        folder = self._context.home.broker
+        before = self._broker_bytes or 0
+        self._broker_bytes = broker_disk.used_bytes(folder) if broker_exists(self._context) else None
+        warning = broker_disk.warning(self._broker_bytes or 0, folder)
+        if warning is not None and broker_disk.warning(before, folder) is None:
+            _log.warning("%s", warning)
+
     def _report(self) -> None:
         """Write the status file, whole or not at all."""
+        from .spool_size import waiting_bytes
+
         running = [thread.current for thread in self._tasks if thread.current is not None]
         status = {
             "pid": os.getpid(),
@@ -159,6 +193,8 @@ class Daemon:
             "updated": datetime.now(timezone.utc).isoformat(),
             **self._committed,
             "waiting_bytes": waiting_bytes(self._context.home.spool),
+            "broker_bytes": self._broker_bytes,
+            "metrics": self._metrics_url,
             "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
             "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},
             "trouble": self._trouble.current(),
@@ -167,18 +203,6 @@ class Daemon:
         temporary = file.with_name(f"{file.name}.new")
         temporary.write_text(json.dumps(status, indent=2))
         temporary.replace(file)
-
-
-def waiting_bytes(spool: Path) -> int:
-    """Return how much is in the spool that no commit has taken yet."""
-    waiting = 0
-    for pattern in ("*/*/*/*.seg", "*/*/*/*.open"):
-        for path in spool.glob(pattern):
-            try:
-                waiting += path.stat().st_size
-            except FileNotFoundError:  # committed meanwhile
-                continue
-    return waiting
 
 
 def read_status(home: Path) -> dict[str, Any] | None:

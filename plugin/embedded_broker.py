@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from mlflow_flywheel.pipelines.errors import NotFound, Unavailable
 from mlflow_flywheel.pipelines.stream import broker as embedded
@@ -21,7 +22,9 @@ def ensure_broker(context: Context) -> str:
     """
     with context.changing("embedded broker"):
         broker = embedded.embedded_broker(context.home.broker, _port(context))
-        context.runner.start(context.process(BROKER, broker.command, embedded.STOP_SECONDS))
+        context.runner.start(
+            context.process(BROKER, broker.command, embedded.STOP_SECONDS, asks_mlflow=False)
+        )
         try:
             embedded.wait_ready(embedded.HOST, broker.port, _READY_SECONDS)
         except Unavailable as error:
@@ -33,6 +36,22 @@ def ensure_broker(context: Context) -> str:
 def broker_exists(context: Context) -> bool:
     """Return whether this home has ever had a broker."""
     return (context.home.broker / "port").exists()
+
+
+def embedded_url(context: Context) -> str:
+    """Return the broker's URL, which it also has while it is stopped."""
+    return embedded.EmbeddedBroker(context.home.broker, _port(context)).url
+
+
+def embedded_store_file(context: Context) -> Path:
+    """Return the file that names the broker's store."""
+    return embedded.EmbeddedBroker(context.home.broker, _port(context)).store_file
+
+
+def stop_broker(context: Context) -> None:
+    """Stop the broker and forget the process; its topics stay in their folder. Raises NotFound when it is not kept."""
+    with context.changing("embedded broker"):
+        context.runner.stop(BROKER)
 
 
 def forget_broker(context: Context) -> None:

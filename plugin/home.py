@@ -71,6 +71,10 @@ class Home:
         return self.path / "broker"
 
     @property
+    def apache_broker(self) -> Path:
+        return self.path / "apache-broker"
+
+    @property
     def models(self) -> Path:
         return self.path / "models"
 

@@ -110,7 +110,7 @@ class Operations:
             spec, loop = parse_spec(merged), parse_loop(raw)
             self.say(f"fetching {model_uri or record.model_uri}")
             model = fetch_model(self.context, model_uri or versioned_uri(record))
-            stays = "challenger" not in raw and model.ref.name == record.model_name
+            stays = spec.mode == "web" and "challenger" not in raw and model.ref.name == record.model_name
             present = challenger_in_force(self.context, name) if stays else None
             model = with_challenger(self.context, spec, model, present)
             chosen = model.flavor(flavor) if flavor or model_uri else record.flavor

@@ -18,10 +18,14 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
+from mlflow_flywheel.pipelines.stream.fields import EVENT_TIME, REQUEST_ID, steps_of
+from mlflow_flywheel.pipelines.times import parse_time
 
 Mode = Literal["web", "stream", "batch"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 LOOP_PREFIX = "loop."
+FIELD_PREFIX = "field."
+_FIELD_KEY = FIELD_PREFIX + "NAME"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -29,6 +33,18 @@ def _list(value: object) -> object:
     return (
         tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
     )
+
+
+def checked_variable(value: str | None) -> str | None:
+    """Return the name of an environment variable. Raises ValueError, without the value: it may be a secret."""
+    if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("is no name of an environment variable; give its name, never the token itself")
+    return value
+
+
+def absolute_path(value: str | None) -> str | None:
+    """Return a path as it means the same in every folder."""
+    return None if value is None else str(Path(value).expanduser().absolute())
 
 
 class CommonSpec(Frozen):
@@ -129,14 +145,12 @@ class WebSpec(OnlineSpec):
     @field_validator("auth_token_env")
     @classmethod
     def _variable(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            raise ValueError("is no name of an environment variable; give its name, never the token itself")
-        return value
+        return checked_variable(value)
 
     @field_validator("auth_token_file", "tls_cert", "tls_key")
     @classmethod
     def _path(cls, value: str | None) -> str | None:
-        return None if value is None else str(Path(value).expanduser().absolute())
+        return absolute_path(value)
 
     @field_validator("cors_origins")
     @classmethod
@@ -179,7 +193,22 @@ class StreamSpec(OnlineSpec):
         "stream", description="a consumer of a Pulsar topic that publishes its predictions"
     )
     broker: str | None = Field(
-        None, description="broker URL, pulsar://host:6650; by default an embedded broker is kept in the home"
+        None,
+        description="broker URL, pulsar://host:6650 or pulsar+ssl://host:6651; by default the one that is kept in the "
+        "home, see 'flywheel broker'",
+    )
+    broker_token_env: str | None = Field(
+        None,
+        description="environment variable with the token that the broker wants; it is read when the deployment is "
+        "created or updated, and kept in a private file of the home",
+    )
+    broker_token_file: str | None = Field(
+        None, description="or a file with it, which stays where it is and is read again for each connection"
+    )
+    broker_ca_file: str | None = Field(
+        None,
+        description="PEM certificate of the authority that signed the broker's; without it the system's authorities "
+        "count",
     )
     input_topic: str | None = Field(None, description="topic to read; default NAME-in")
     output_topic: str | None = Field(None, description="topic for predictions; default NAME-out")
@@ -190,8 +219,10 @@ class StreamSpec(OnlineSpec):
     subscription: str | None = Field(
         None, description="name of the subscription on the input topic; default NAME"
     )
-    start_position: Literal["earliest", "latest"] = Field(
-        "earliest", description="where a new subscription starts in the input topic"
+    start_position: str = Field(
+        "earliest",
+        description="where a new subscription starts in the input topic: earliest, latest, or a time such as "
+        "2026-01-31T00:00:00Z (what was published before it is passed over)",
     )
     batch_max: int = Field(1000, ge=1, le=100_000, description="most messages scored at once")
     batch_wait_ms: int = Field(5, ge=1, le=10_000, description="longest wait for a batch to fill")
@@ -199,21 +230,86 @@ class StreamSpec(OnlineSpec):
         1024 * 1024, ge=64, description="larger messages go to the dead-letter topic"
     )
     workers: int = Field(1, ge=1, le=64, description="worker processes; the embedded broker takes one")
+    ordering: Literal["none", "key"] = Field(
+        "none",
+        description="key: all messages of a key go to one worker and are answered in their order (Apache Pulsar only; "
+        "who publishes must batch by key or not at all)",
+    )
+    input_format: Literal["json", "avro"] = Field(
+        "json",
+        description="what messages are: JSON objects (also of a JSON schema), or Avro records of the topic's schema "
+        "(Apache Pulsar; needs mlflow-flywheel[avro])",
+    )
+    field: Mapping[str, str] = Field(
+        {},
+        description="where in a message a feature is, when not under its own name: field.temp=weather.temp_f, list "
+        "entries by number (readings.0.value, readings.-1.value), a dot in a name as \\.; also "
+        "field.client_request_id and field.event_time",
+    )
+    properties: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        ("*",), description="message properties to repeat on the answer, comma-separated; * is all of them"
+    )
+
+    @field_validator("start_position")
+    @classmethod
+    def _start(cls, value: str) -> str:
+        if value in ("earliest", "latest"):
+            return value
+        try:
+            return parse_time(value).isoformat()
+        except ValueError:
+            raise ValueError(
+                "must be 'earliest' or 'latest', or a time in ISO 8601 such as 2026-01-31T00:00:00Z"
+            ) from None
+
+    @field_validator("field")
+    @classmethod
+    def _paths(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for path in value.values():
+            steps_of(path)
+        return value
+
+    @model_validator(mode="after")
+    def _one_place_of_each(self) -> StreamSpec:
+        for name, key in ((REQUEST_ID, "id_column"), (EVENT_TIME, "timestamp_column")):
+            if name in self.field and getattr(self, key) is not None:
+                raise ValueError(
+                    f"give {FIELD_PREFIX}{name} or {key}, not both: each says where the {name} of a message is"
+                )
+        return self
 
     @field_validator("broker")
     @classmethod
     def _scheme(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"pulsar(\+ssl)?://[^/\s]+", value):
+        if value is not None and not re.fullmatch(r"pulsar(\+ssl)?://[^/\s@]+/?", value):
             raise ValueError("must be a URL such as pulsar://host:6650 or pulsar+ssl://host:6651")
         return value
 
+    @field_validator("broker_token_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        return checked_variable(value)
+
+    @field_validator("broker_token_file", "broker_ca_file")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        return absolute_path(value)
+
     @model_validator(mode="after")
-    def _workers_need_a_broker(self) -> StreamSpec:
-        if self.workers > 1 and self.broker is None:
+    def _security_fits_the_broker(self) -> StreamSpec:
+        if self.broker_token_env is not None and self.broker_token_file is not None:
+            raise ValueError("give broker_token_env or broker_token_file, not both: there is one token")
+        given = [
+            key
+            for key in ("broker_token_env", "broker_token_file", "broker_ca_file")
+            if getattr(self, key) is not None
+        ]
+        if given and self.broker is None:
             raise ValueError(
-                f"workers={self.workers} needs Apache Pulsar (broker=pulsar://host:6650): the embedded broker takes "
-                "one worker per subscription"
+                f"{given[0]} needs broker= too: the one that is kept in the home has no security"
             )
+        if self.broker_ca_file is not None and not str(self.broker).startswith("pulsar+ssl:"):
+            raise ValueError(f"broker_ca_file needs broker=pulsar+ssl://host:6651, got broker={self.broker}")
         return self
 
 
@@ -274,10 +370,12 @@ def parse_spec(raw: Mapping[str, Any]) -> Spec:
     given = {k: str(v) for k, v in raw.items() if str(v) != "" and not k.startswith(LOOP_PREFIX)}
     kind = _SPECS[_mode(given, raw)]
     for key in (key for key in raw if not key.startswith(LOOP_PREFIX)):
-        if key not in kind.model_fields:
+        if _field_of(key) not in kind.model_fields:
             raise _unknown_key(key, kind)
+    values: dict[str, Any] = {k: v for k, v in given.items() if not k.startswith(FIELD_PREFIX)}
+    mapped = {k.removeprefix(FIELD_PREFIX): v for k, v in given.items() if k.startswith(FIELD_PREFIX)}
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(values | {"field": mapped} if mapped else values)
     except ValidationError as error:
         raise BadInput("; ".join(_complaint(e, given) for e in error.errors())) from None
 
@@ -322,7 +420,12 @@ def keys(mode: Mode) -> Iterator[Key]:
     for name in sorted(kind.model_fields, key=lambda name: (name != "mode", name in common)):
         field = kind.model_fields[name]
         default = "required" if name == "mode" else _shown(field.default)
-        yield Key(name, _type_name(field.annotation), default, field.description or "")
+        yield Key(
+            _FIELD_KEY if name == "field" else name,
+            _type_name(field.annotation),
+            default,
+            field.description or "",
+        )
 
 
 def loop_keys() -> Iterator[Key]:
@@ -354,16 +457,28 @@ def _all_keys() -> set[str]:
     return {name for kind in _SPECS.values() for name in kind.model_fields}
 
 
+def _field_of(key: str) -> str:
+    """Return the field of the spec that a key sets, or the key itself: `field.NAME` sets an entry of `field`."""
+    if key.startswith(FIELD_PREFIX) and key != FIELD_PREFIX:
+        return "field"
+    return _FIELD_KEY if key == "field" else key
+
+
+def _shown_names(kind: type[CommonSpec]) -> list[str]:
+    return [_FIELD_KEY if name == "field" else name for name in kind.model_fields]
+
+
 def _unknown_key(key: str, kind: type[CommonSpec]) -> BadInput:
     own = kind.model_fields["mode"].default
-    others = [mode for mode, spec in _SPECS.items() if key in spec.model_fields]
+    others = [mode for mode, spec in _SPECS.items() if _field_of(key) in spec.model_fields]
     if others:
         return BadInput(
             f"key {key!r} belongs to mode {' and '.join(others)}, not to mode {own}; leave it out"
         )
-    known = [*kind.model_fields, LOOP_PREFIX + "*"]
+    names = _shown_names(kind)
+    known = [*names, LOOP_PREFIX + "*"]
     return BadInput(
-        f"unknown key {key!r} for mode {own}{nearest(key, kind.model_fields)}; known: {', '.join(known)} "
+        f"unknown key {key!r} for mode {own}{nearest(key, names)}; known: {', '.join(known)} "
         "('mlflow deployments help -t flywheel' explains them)"
     )
 
@@ -373,11 +488,14 @@ def _complaint(error: Any, given: Mapping[str, str]) -> str:
     if not error["loc"]:
         return str(said)
     key = str(error["loc"][0])
-    return f"{key}={given.get(key, '')!r}: {said[0].lower()}{said[1:]}"
+    if key not in given:  # of several keys together
+        return f"{key}: {said[0].lower()}{said[1:]}"
+    value = "..." if key.endswith("_env") else repr(given[key])  # it may be the secret itself
+    return f"{key}={value}: {said[0].lower()}{said[1:]}"
 
 
 def _shown(default: Any) -> str:
-    if default is None:
+    if default is None or default == {}:
         return ""
     if isinstance(default, tuple | list):
         return ",".join(map(str, default))

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.apache_pulsar import ApachePulsar
 from support.models import ZooModel, log_model
+
+from mlflow_flywheel.pipelines.errors import Unavailable
+from mlflow_flywheel.pipelines.stream.apache_files import find_jars, find_java
 
 # a busy machine is no reason to fail: examples have no deadline, and are the same in every run
 settings.register_profile(
@@ -36,6 +40,34 @@ def zoo(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return cache[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def apache_here() -> Iterator[None]:
+    """Skip where no Apache Pulsar can run, and fail there in CI; the tests that need it are marked `apache`."""
+    with pytest.MonkeyPatch.context() as patch:
+        # half the processor time until it is ready; what a broker does in minutes would need the better compiler
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        _check_apache()
+        yield
+
+
+def _check_apache() -> None:
+    try:
+        find_java()
+        find_jars()
+    except Unavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must test with Apache Pulsar: {error.message}")
+        pytest.skip(f"there is no Apache Pulsar to test with: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def apache_pulsar(apache_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApachePulsar]:
+    """Return the session's Apache Pulsar, without security; a test that kills it starts it again."""
+    broker = ApachePulsar(tmp_path_factory.mktemp("apache"))
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -52,6 +52,11 @@ class EmbeddedBroker:
         return f"pulsar://{HOST}:{self.port}"
 
     @property
+    def store_file(self) -> Path:
+        """The file that names its store; another one is made with a fresh store alone (RocksDB's own identity)."""
+        return self.folder / "data.rocksdb" / "IDENTITY"
+
+    @property
     def command(self) -> tuple[str, ...]:
         """Return the argv. Raises Unavailable where the binary does not exist for this platform."""
         return (
@@ -73,6 +78,16 @@ def embedded_broker(folder: Path, port: int) -> EmbeddedBroker:
     broker = EmbeddedBroker(folder, port)
     broker.prepare()
     return broker
+
+
+def store_name(file: Path) -> str:
+    """Return a short name of the store, from its broker's `store_file`. Raises Unavailable while there is none."""
+    try:
+        return file.read_text().partition("-")[0]
+    except FileNotFoundError:
+        raise Unavailable(
+            f"the broker of the home has made no store yet, as {str(file)!r} is missing"
+        ) from None
 
 
 def find_binary() -> Path:

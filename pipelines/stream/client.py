@@ -20,12 +20,12 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
 from .dead_letters import REASON
-from .messages import REQUEST_ID
+from .fields import REQUEST_ID
+from .messages import CORRELATION, PLAIN
 from .pulsar import ANOTHER_NUMBER, Connection, Reader
-from .settings import feedback_subscription
+from .settings import feedback_subscription, letters_subscription, start_ms
 from .wire import Outgoing, Received
 
-CORRELATION = "flywheel_request"
 _GLANCE_MS = 10
 
 
@@ -38,9 +38,11 @@ class EventPublisher:
     """
 
     def __init__(self, config: StreamConfig, topic: str | None = None) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
-            self._publisher = self._connection.publisher(topic or config.input_topic)
+            self._publisher = self._connection.publisher(
+                topic or config.input_topic, by_key=config.ordering == "key"
+            )
         except BaseException:
             self._connection.close()
             raise
@@ -92,7 +94,7 @@ class OutputReader:
         topic: str | None = None,
         start: Literal["earliest", "latest"] = "latest",
     ) -> None:
-        self._connection = Connection(config.broker, embedded=config.embedded, quiet=True)
+        self._connection = Connection.of(config, quiet=True)
         try:
             self._reader = self._connection.reader(topic or config.output_topic, position=start)
         except BaseException:
@@ -136,16 +138,22 @@ def publish_and_wait(
     Raises BadInput with the worker's reasons when it sends a record to the dead-letter topic, Unavailable when the
     broker cannot be reached or an answer does not come within `timeout` seconds.
     """
+    if config.input_format != "json":
+        raise BadInput(
+            f"deployment {config.deployment!r} reads {config.input_format} records, which rows are not; publish events "
+            f"to its topic {config.input_topic!r} with a producer of that schema"
+        )
     deadline = time.monotonic() + timeout
     request = uuid.uuid4().hex
+    marks = {PLAIN: "1"} if config.fields else {}
     events = [
-        Outgoing(_to_json(record, row), {CORRELATION: f"{request}:{row}"})
+        Outgoing(_to_json(record, row), {**marks, CORRELATION: f"{request}:{row}"})
         for row, record in enumerate(records)
     ]
     answers: dict[int, dict[str, Any]] = {}
     refused: dict[int, str] = {}
     with ExitStack() as open_parts:
-        connection = open_parts.enter_context(Connection(config.broker, embedded=config.embedded, quiet=True))
+        connection = open_parts.enter_context(Connection.of(config, quiet=True))
         outputs = open_parts.enter_context(closing(connection.reader(config.output_topic)))
         letters = open_parts.enter_context(closing(connection.reader(config.dead_letter_topic)))
         publisher = connection.publisher(config.input_topic)
@@ -163,16 +171,35 @@ def publish_and_wait(
     return [answers[row] for row in range(len(events))]
 
 
-def drop_subscriptions(config: StreamConfig) -> None:
-    """Delete a deployment's subscriptions after its workers have stopped: the broker keeps no more messages for it."""
-    with Connection(
-        config.broker, embedded=config.embedded, first_number=ANOTHER_NUMBER, quiet=True
-    ) as connection:
-        connection.consumer(config.input_topic, config.subscription, batch_max=1).unsubscribe()
-        if config.feedback_topic is not None:
-            connection.consumer(
-                config.feedback_topic, feedback_subscription(config), batch_max=1
-            ).unsubscribe()
+def begin_at_start_time(config: StreamConfig) -> None:
+    """Make a deployment's subscription on its input topic, at its start time if it has one; before its workers start.
+
+    It saves them reading everything from before, which they would pass over. They do on the embedded broker, which
+    knows no way to a time.
+    """
+    start = start_ms(config)
+    if start and not config.embedded:
+        by_key = config.ordering == "key"
+        with Connection.of(config, quiet=True) as connection:
+            connection.consumer(config.input_topic, config.subscription, batch_max=1, by_key=by_key).seek(
+                start
+            )
+
+
+def drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
+    """Delete a deployment's subscriptions after its workers have stopped: the broker keeps no more messages for it.
+
+    With `letters`, its dead letters go too.
+    """
+    names = {config.input_topic: config.subscription}
+    if config.feedback_topic is not None:
+        names[config.feedback_topic] = feedback_subscription(config)
+    if letters:
+        names[config.dead_letter_topic] = letters_subscription(config)
+    with Connection.of(config, first_number=ANOTHER_NUMBER, quiet=True) as connection:
+        for topic, subscription in names.items():
+            by_key = topic == config.input_topic and config.ordering == "key"
+            connection.consumer(topic, subscription, batch_max=1, by_key=by_key).unsubscribe()
 
 
 def _mine(reader: Reader, request: str) -> Iterable[tuple[int, Received]]:

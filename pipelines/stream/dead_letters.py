@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
+from mlflow_flywheel.pipelines.times import EPOCH
+
+from .messages import SCHEMA_VERSION, Refusal
 from .patience import Patience
+from .publishing import Publishing
 from .pulsar import Publisher
-from .wire import Outgoing, Received, SendFailure
+from .wire import Outgoing, Received
 
-REASON, ORIGIN_ID, ORIGIN_TOPIC, DEPLOYMENT, TRUNCATED = (
+REASON, REFUSAL, ORIGIN_ID, ORIGIN_TOPIC, ORIGIN_TIME, DEPLOYMENT, TRUNCATED = (
     "reason",
+    "refusal",
     "origin_message_id",
     "origin_topic",
+    "origin_publish_time",
     "deployment",
     "payload_truncated_from",
 )
+OURS = (REASON, REFUSAL, ORIGIN_ID, ORIGIN_TOPIC, ORIGIN_TIME, DEPLOYMENT, TRUNCATED)
 _LONGEST_REASON = 2000
 _SHORTENED_PAYLOAD = 64 * 1024
 
 
-def dead_letter(message: Received, reason: str, deployment: str) -> Outgoing:
+@dataclass(frozen=True)
+class Refused:
+    """A message that cannot be answered: why, in a word and in full."""
+
+    message: Received
+    refusal: Refusal
+    reason: str
+
+
+def dead_letter(refused: Refused, deployment: str) -> Outgoing:
     """Return the letter for a message: its payload, key, event time and properties, with ours added.
 
-    `origin_message_id` is ledger:entry:partition:batch_index.
+    `origin_message_id` is topic:ledger:entry:batch_index: the prediction_id that its answer would have had.
     """
+    message = refused.message
     at = message.position
     properties = {
         **message.properties,
-        REASON: reason[:_LONGEST_REASON],
-        ORIGIN_ID: f"{at.ledger}:{at.entry}:{at.partition}:{at.batch_index}",
+        REASON: refused.reason[:_LONGEST_REASON],
+        REFUSAL: refused.refusal,
+        ORIGIN_ID: at.prediction_id,
         ORIGIN_TOPIC: at.topic,
+        ORIGIN_TIME: (EPOCH + timedelta(milliseconds=message.publish_ms)).isoformat(timespec="milliseconds"),
         DEPLOYMENT: deployment,
     }
+    if message.schema_version is not None:
+        properties.setdefault(SCHEMA_VERSION, str(message.schema_version))
     return Outgoing(message.data or b"", properties, message.key, message.event_ms)
 
 
@@ -43,39 +66,16 @@ class DeadLetters:
         self._deployment = deployment
         self._patience = patience
 
-    def send(self, letters: Sequence[tuple[Received, str]]) -> None:
-        """Publish (message, reason) pairs; returns when they are stored. Raises Stopped when told to stop before.
+    def send(self, letters: Sequence[Refused]) -> None:
+        """Publish what was refused; returns when it is stored. Raises Stopped when told to stop before.
 
         A payload that does not fit together with its reason is cut to 64 KiB, and a property says so.
         """
-        messages = [dead_letter(message, reason, self._deployment) for message, reason in letters]
-        too_big = publish_all(self._publisher, messages, self._patience)
+        messages = [dead_letter(refused, self._deployment) for refused in letters]
+        too_big = Publishing(self._publisher, messages, self._patience).finish()
         if too_big:
             shortened = [_shortened(messages[i]) for i in too_big]
-            publish_all(self._publisher, shortened, self._patience)
-
-
-def publish_all(
-    publisher: Publisher, messages: Sequence[Outgoing], patience: Patience
-) -> dict[int, SendFailure]:
-    """Publish until every message is stored; return those that never will be, by position, as they are too big."""
-    waiting = dict(enumerate(messages))
-    too_big: dict[int, SendFailure] = {}
-
-    def attempt() -> None:
-        numbers = list(waiting)
-        failures = publisher.publish([waiting[i] for i in numbers])
-        for place, number in enumerate(numbers):
-            failure = failures.get(place)
-            if failure is None or failure.too_big:
-                del waiting[number]
-            if failure is not None and failure.too_big:
-                too_big[number] = failure
-        publisher.raise_for([failures[place] for place in failures if not failures[place].too_big])
-
-    if messages:
-        patience.insist(attempt)
-    return too_big
+            Publishing(self._publisher, shortened, self._patience).finish()
 
 
 def _shortened(letter: Outgoing) -> Outgoing:

@@ -16,7 +16,7 @@ from typing import Any
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.feedback import FeedbackLog, parse_feedback
 
-from .dead_letters import DeadLetters
+from .dead_letters import DeadLetters, Refused
 from .messages import Poison, parse_object
 from .patience import Patience
 from .pulsar import Consumer
@@ -61,21 +61,22 @@ class FeedbackInbox:
     def handle(self, batch: list[Received]) -> None:
         """Log the labels that can be read, dead-letter the others, acknowledge all."""
         labels: list[Mapping[str, Any]] = []
-        letters: list[tuple[Received, str]] = []
+        letters: list[Refused] = []
         for message in batch:
             try:
                 labels.append(self._read(message))
             except Poison as poison:
-                letters.append((message, str(poison)))
+                letters.append(Refused(message, "label", str(poison)))
             except BadInput as error:
-                letters.append((message, error.message.removeprefix("feedback row 0: ")))
+                letters.append(Refused(message, "label", error.message.removeprefix("feedback row 0: ")))
         self._patience.insist(lambda: self._labels.submit(labels))
         self._dead_letters.send(letters)
         try:
             self._inbox.acknowledge(batch)
         except Unavailable as error:
             _log.warning("%s; these labels will come again", error)
-        self._stats.count(feedback=len(labels), dead_letters=len(letters))
+        self._stats.count(feedback=len(labels))
+        self._stats.count_refusals(letter.refusal for letter in letters)
 
     def _read(self, message: Received) -> Mapping[str, Any]:
         label = parse_object(message.data, self._max_bytes)
@@ -83,6 +84,6 @@ class FeedbackInbox:
             try:
                 label["label_time"] = (_EPOCH + timedelta(milliseconds=message.event_ms)).isoformat()
             except OverflowError:
-                raise Poison(f"the event time {message.event_ms} is no time") from None
+                raise Poison("bad_time", f"the event time {message.event_ms} is no time") from None
         parse_feedback(label, self._kind)
         return label

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput
 
+from .avro import AvroBodies, check_fastavro
+from .messages import Bodies, JsonBodies
+
 
 def load_stream_config(path: Path) -> StreamConfig:
     """Read a configuration. Raises BadInput when its broker cannot do what it asks."""
     config = load_config(StreamConfig, path)
-    if config.embedded and config.workers > 1:
-        raise BadInput(
-            f"workers={config.workers}: the embedded broker takes one worker process per subscription; use workers=1, "
-            "or Apache Pulsar with broker=pulsar://host:6650"
-        )
+    check_scale(config.embedded, config.workers, config.ordering)
+    check_format(config.embedded, config.input_format)
     topics = [config.input_topic, config.output_topic, config.dead_letter_topic]
     topics += [config.feedback_topic] if config.feedback_topic is not None else []
     if len(set(topics)) < len(topics):
@@ -23,6 +25,52 @@ def load_stream_config(path: Path) -> StreamConfig:
     return config
 
 
+def check_format(embedded: bool, input_format: str) -> None:
+    """Raise BadInput or MissingExtra, with the way out, for messages that cannot be read here."""
+    if input_format == "avro":
+        if embedded:
+            raise BadInput(
+                "input_format=avro: the embedded broker keeps no schemas; use Apache Pulsar (broker=pulsar://host:6650)"
+            )
+        check_fastavro()
+
+
+def bodies_of(config: StreamConfig, schema_of: Callable[[str, int], str]) -> Bodies:
+    """Return how a deployment reads its messages; `schema_of` gives a topic's schema by version."""
+    if config.input_format == "avro":
+        return AvroBodies(schema_of, config.max_message_bytes)
+    return JsonBodies(config.max_message_bytes)
+
+
+def start_ms(config: StreamConfig) -> int:
+    """Return the first publish time (milliseconds since 1970) that a deployment answers; 0 for any."""
+    start = config.start_position
+    return round(1000 * start.timestamp()) if isinstance(start, datetime) else 0
+
+
+def check_scale(embedded: bool, workers: int, ordering: str) -> None:
+    """Raise BadInput, with the way out, for what the embedded broker cannot do."""
+    way_out = (
+        "Apache Pulsar, either your own (broker=pulsar://host:6650) or one that is kept here ('flywheel broker start "
+        "--apache', then make the deployment anew)"
+    )
+    if embedded and workers > 1:
+        raise BadInput(
+            f"workers={workers}: the embedded broker takes one worker process per subscription; use workers=1, or "
+            f"{way_out}"
+        )
+    if embedded and ordering == "key":
+        raise BadInput(
+            "ordering=key: the embedded broker has no Key_Shared subscriptions; leave it out (its one worker reads in "
+            f"order anyway), or use {way_out}"
+        )
+
+
 def feedback_subscription(config: StreamConfig) -> str:
     """Return the name of the subscription under which a deployment reads its feedback topic."""
     return f"{config.subscription}-feedback"
+
+
+def letters_subscription(config: StreamConfig) -> str:
+    """Return the name of the subscription that holds a deployment's dead letters until somebody decides about them."""
+    return f"{config.subscription}-letters"

@@ -1,4 +1,4 @@
-"""What a stream worker has done, in a small file that others read: counters, lag, and trouble.
+"""What a stream worker has done, in a small file that others read: counters, lag, latency, and trouble.
 
 Counters go on over restarts and versions. They are written about every second, so a killed worker forgets its last
 second; the inference table is exact.
@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
+from functools import reduce
 from glob import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mlflow_flywheel.pipelines.config import Frozen
 
+from .latency import NO_COUNTS, added, counted, quantile_ms, without
+
 _log = logging.getLogger(__name__)
+RECENT_SECONDS = 30.0
+_HEARTBEAT_SECONDS = 5.0
+_SILENT_SECONDS = 15.0
 
 
 class StreamStats(Frozen):
-    """One snapshot. `lag_ms` is the time from publishing to answering of the newest answered message.
+    """One snapshot.
 
+    `oldest_ms` is when the oldest message in hand was published, None when none waits. `latency` counts, in the
+    buckets of `latency.py`, the times from a message's publication until its answer (or dead letter) was stored;
+    `recent_*` are about the last `recent_seconds`. `skipped` messages were published before the deployment starts.
     `broker_restart_wanted` is when a worker was found to have died without closing its consumer on the embedded
     broker, which may keep that consumer's messages until it is restarted: see `needs_broker_restart`.
     """
@@ -30,16 +42,55 @@ class StreamStats(Frozen):
     starts: int = 0
     messages: int = 0
     rows: int = 0
+    skipped: int = 0
     dead_letters: int = 0
+    dead_letters_by: dict[str, int] = Field(default_factory=dict)
     feedback: int = 0
     batches: int = 0
     last_batch_rows: int = 0
     last_batch_ms: float = 0.0
-    lag_ms: float | None = None
+    oldest_ms: int | None = None
+    latency: tuple[int, ...] = NO_COUNTS
+    latency_sum_ms: float = 0.0
+    recent_seconds: float = 0.0
+    recent_messages: int = 0
+    recent_latency: tuple[int, ...] = NO_COUNTS
     trouble: str | None = None
     broker_restart_wanted: datetime | None = None
     started: datetime
     updated: datetime
+
+    def is_current(self, now: datetime) -> bool:
+        """Tell whether a worker speaks here that still works: one that does writes at least every few seconds."""
+        return (now - self.updated).total_seconds() < _SILENT_SECONDS
+
+    def lag_seconds(self, now: datetime) -> float | None:
+        """Return how old the oldest message in hand is, 0 when none waits; None when no worker can tell."""
+        if not self.is_current(now) or (self.oldest_ms is None and self.trouble is not None):
+            return None
+        if self.oldest_ms is None:
+            return 0.0
+        return round(max(0.0, now.timestamp() - self.oldest_ms / 1000), 3)
+
+    def messages_per_second(self, now: datetime) -> float:
+        """Return the present rate."""
+        if not self.is_current(now) or self.recent_seconds == 0:
+            return 0.0
+        return round(self.recent_messages / self.recent_seconds, 1)
+
+    def latency_ms(self, share: float, now: datetime) -> float | None:
+        """Return a quantile of the recent latencies, None without recent messages."""
+        return quantile_ms(self.recent_latency, share) if self.is_current(now) else None
+
+    def present(self, now: datetime) -> dict[str, float]:
+        """Return what can be said of the present: lag, rate, and latencies, as the series in MLflow are called."""
+        said = {
+            "lag_seconds": self.lag_seconds(now),
+            "messages_per_second": self.messages_per_second(now),
+            "latency_p50_ms": self.latency_ms(0.5, now),
+            "latency_p99_ms": self.latency_ms(0.99, now),
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
 
 def stats_file(status_file: str | Path, worker: int) -> Path:
@@ -58,8 +109,31 @@ def read_stats(status_file: str | Path) -> StreamStats | None:
         return None
     newest = max(found, key=lambda stats: stats.updated)
     wanted = [stats.broker_restart_wanted for stats in found if stats.broker_restart_wanted]
-    sums = {name: sum(getattr(stats, name) for stats in found) for name in _COUNTERS}
-    return newest.model_copy(update={**sums, "broker_restart_wanted": max(wanted, default=None)})
+    update = {name: sum(getattr(stats, name) for stats in found) for name in _COUNTERS}
+    return newest.model_copy(
+        update=update
+        | {
+            "dead_letters_by": dict(sum((Counter(stats.dead_letters_by) for stats in found), Counter())),
+            "latency": _added(stats.latency for stats in found),
+            "broker_restart_wanted": max(wanted, default=None),
+        }
+        | _present([stats for stats in found if stats.is_current(newest.updated)])
+    )
+
+
+def _present(working: list[StreamStats]) -> dict[str, Any]:
+    """Put together what the workers say that still work: those of a larger number before have left their files."""
+    return {
+        "oldest_ms": min((s.oldest_ms for s in working if s.oldest_ms is not None), default=None),
+        "trouble": next((stats.trouble for stats in working if stats.trouble), None),
+        "recent_seconds": max(stats.recent_seconds for stats in working),
+        "recent_messages": sum(stats.recent_messages for stats in working),
+        "recent_latency": _added(stats.recent_latency for stats in working),
+    }
+
+
+def _added(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return reduce(added, counts, NO_COUNTS)
 
 
 def needs_broker_restart(status_files: Iterable[str | Path], broker_started: datetime) -> bool:
@@ -72,7 +146,28 @@ def needs_broker_restart(status_files: Iterable[str | Path], broker_started: dat
     return any(wish is not None and wish > broker_started for wish in wishes)
 
 
-_COUNTERS = ("starts", "messages", "rows", "dead_letters", "feedback", "batches")
+_COUNTERS = (
+    "starts",
+    "messages",
+    "rows",
+    "skipped",
+    "dead_letters",
+    "feedback",
+    "batches",
+    "latency_sum_ms",
+)
+
+
+class _Moment(NamedTuple):
+    """What had been counted at a time (monotonic)."""
+
+    at: float
+    messages: int
+    latency: tuple[int, ...]
+
+
+def _recent(seconds: float, messages: int, latency: tuple[int, ...]) -> dict[str, Any]:
+    return {"recent_seconds": round(seconds, 3), "recent_messages": messages, "recent_latency": latency}
 
 
 class StatsKeeper:
@@ -87,14 +182,16 @@ class StatsKeeper:
         now = datetime.now(timezone.utc)
         previous = _read(path)
         stats = previous or StreamStats(started=now, updated=now)
-        update = {"starts": stats.starts + 1, "started": now, "trouble": None}
-        self._stats = stats.model_copy(update=update)
+        update = {"starts": stats.starts + 1, "started": now, "trouble": None, "oldest_ms": None}
+        self._stats = stats.model_copy(update=update | _recent(0.0, 0, NO_COUNTS))
         self._written: StreamStats | None = None
+        self._past = deque([_Moment(time.monotonic(), stats.messages, stats.latency)])
         self._path = path
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._every = every_seconds
         self._watch = watch
+        self._written_at = now
         self.write()
         self._thread = threading.Thread(target=self._keep, name="stats", daemon=True)
         self._thread.start()
@@ -109,17 +206,57 @@ class StatsKeeper:
             update = {name: getattr(self._stats, name) + n for name, n in increments.items()}
             self._stats = self._stats.model_copy(update=update)
 
+    def count_refusals(self, refusals: Iterable[str]) -> None:
+        """Count dead letters by their refusals."""
+        counts = Counter(refusals)
+        if counts:
+            self.count(dead_letters=counts.total())
+            with self._lock:
+                by = dict(Counter(self._stats.dead_letters_by) + counts)
+                self._stats = self._stats.model_copy(update={"dead_letters_by": by})
+
+    def answered(self, published_ms: Iterable[int]) -> None:
+        """Count the time that messages took until now, given when they were published."""
+        now = 1000 * time.time()
+        times = [max(0.0, now - published) for published in published_ms]
+        counts = counted(times)
+        with self._lock:
+            update = {
+                "latency": added(self._stats.latency, counts),
+                "latency_sum_ms": round(self._stats.latency_sum_ms + sum(times), 3),
+            }
+            self._stats = self._stats.model_copy(update=update)
+
     def note(self, **values: object) -> None:
         """Replace values."""
         with self._lock:
-            self._stats = self._stats.model_copy(update=values)
+            if any(getattr(self._stats, name) != value for name, value in values.items()):
+                self._stats = self._stats.model_copy(update=values)
 
     def write(self) -> None:
-        """Write the file now if it would say something new."""
-        stats = self._stats
-        if stats is not self._written:
-            stats.model_copy(update={"updated": datetime.now(timezone.utc)}).save(self._path)
-            self._written = stats
+        """Write the file now if it would say something new, or if it has been silent for a while."""
+        self._look_back()
+        with self._writing:
+            stats, now = self._stats, datetime.now(timezone.utc)
+            if stats is not self._written or (now - self._written_at).total_seconds() > _HEARTBEAT_SECONDS:
+                stats.model_copy(update={"updated": now}).save(self._path)
+                self._written, self._written_at = stats, now
+
+    def _look_back(self) -> None:
+        """Bring up to date what is said of the last seconds."""
+        with self._lock:
+            stats = self._stats
+            present = _Moment(time.monotonic(), stats.messages, stats.latency)
+            while len(self._past) > 1 and present.at - self._past[1].at >= RECENT_SECONDS:
+                self._past.popleft()
+            past = self._past[0]
+            if present.at - self._past[-1].at >= self._every / 2:
+                self._past.append(present)
+            recent = _recent(
+                present.at - past.at, present.messages - past.messages, without(present.latency, past.latency)
+            )
+            if stats.recent_messages or recent["recent_messages"]:
+                self._stats = stats.model_copy(update=recent)
 
     def close(self) -> None:
         """Write for the last time."""

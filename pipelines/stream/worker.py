@@ -7,6 +7,7 @@ it the same way. SIGTERM: the batch in hand is finished and acknowledged, the co
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 import sys
@@ -29,11 +30,12 @@ from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 from .dead_letters import DeadLetters
 from .endings import Mark, collect_unclean_endings
 from .feedback_inbox import FeedbackInbox
+from .fields import check_fields
 from .loop import StreamLoop
-from .messages import InputFormat
+from .messages import AnswerFormat, InputFormat
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
-from .settings import feedback_subscription, load_stream_config
+from .settings import bodies_of, feedback_subscription, letters_subscription, load_stream_config, start_ms
 from .stats import StatsKeeper, stats_file
 
 _log = logging.getLogger(__name__)
@@ -73,15 +75,16 @@ class Worker:
         with ExitStack() as parts:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
-            connection = parts.enter_context(
-                Connection(
-                    self._config.broker,
-                    embedded=self._config.embedded,
+            # What goes out has a client of its own: its thread waits for Python at each receipt.
+            outward = parts.enter_context(Connection.of(self._config))
+            inward = parts.enter_context(
+                Connection.of(
+                    self._config,
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
-            loop, inbox = self._open_loop(connection, core)
-            feedback = self._open_feedback(connection, parts)
+            loop, inbox = self._open_loop(inward, outward, core)
+            feedback = self._open_feedback(inward, parts)
             serving()
             self._stats.note(trouble=None)
             _log.info("consuming %s as %s", self._config.input_topic, self._config.subscription)
@@ -97,26 +100,35 @@ class Worker:
                     labels.result()
             inbox.settle()
 
-    def _open_loop(self, connection: Connection, core: ScoringCore) -> tuple[StreamLoop, Consumer]:
+    def _open_loop(
+        self, inward: Connection, outward: Connection, core: ScoringCore
+    ) -> tuple[StreamLoop, Consumer]:
         config = self._config
-        answers = connection.publisher(config.output_topic)
-        letters = connection.publisher(config.dead_letter_topic)
-        inbox = connection.consumer(
+        by_key = config.ordering == "key"
+        answers = outward.publisher(config.output_topic, by_key=by_key)
+        letters = outward.publisher(config.dead_letter_topic, batched=False)
+        # before the first letter: a broker may forget what nobody subscribes to
+        inward.consumer(config.dead_letter_topic, letters_subscription(config), batch_max=1).close()
+        inbox = inward.consumer(
             config.input_topic,
             config.subscription,
-            position=config.start_position,
+            position="latest" if config.start_position == "latest" else "earliest",
             batch_max=config.batch_max,
             batch_wait_ms=config.batch_wait_ms,
+            by_key=by_key,
         )
+        start = start_ms(config)
         loop = StreamLoop(
             core,
-            InputFormat.of(config),
+            InputFormat.of(config, bodies_of(config, inward.schema)),
+            AnswerFormat.of(core.scorer.ref, config.properties),
             inbox=inbox,
             answers=answers,
             dead_letters=DeadLetters(letters, config.deployment, self._patience),
             patience=self._patience,
             stats=self._stats,
             stop=self._stop,
+            is_due=lambda message: message.publish_ms >= start,
         )
         return loop, inbox
 
@@ -128,7 +140,7 @@ class Worker:
             config.spool, config.model.name, self._scorer.kind, source="stream", durability=config.durability
         )
         parts.callback(labels.close)
-        letters = connection.publisher(config.dead_letter_topic)
+        letters = connection.publisher(config.dead_letter_topic, batched=False)
         return FeedbackInbox(
             labels,
             self._scorer.kind,
@@ -167,6 +179,9 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     config = load_stream_config(config_path)
     scorer = load_scorer(config.model)
     check_excluded(config.log_exclude, scorer.schema)
+    check_fields(config.fields, scorer.schema)
+    gc.collect()
+    gc.freeze()  # or each batch's many objects make Python look through all that the model's libraries hold
     channel.prepared()
     if not channel.wait_go():
         return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlflow_flywheel.pipelines.config import WebConfig
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.tokens import read_token
 
 
 def check_config(config: WebConfig) -> None:
@@ -39,28 +40,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_token(path: str | Path) -> str:
-    """Return the bearer token in a file. Raises BadInput, without the token, when there is none to use."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is no text"
-        raise BadInput(
-            f"the token file {str(path)!r} cannot be read: {said}; make it readable, or give another auth_token_file="
-        ) from None
-    return checked_token(text, f"the token file {str(path)!r}")
-
-
-def checked_token(text: str, source: str) -> str:
-    """Return a token as callers must send it. Raises BadInput when it could not be sent in a header."""
-    token = text.strip()
-    if not token:
-        raise BadInput(f"{source} is empty; put the token in it that callers will send")
-    if not all("!" <= character <= "~" for character in token):
-        raise BadInput(f"{source} holds spaces or characters beyond ASCII, which no header can carry")
-    return token
 
 
 def check_certificate(cert: str | None, key: str | None) -> str:

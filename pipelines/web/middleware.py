@@ -18,8 +18,8 @@ import os
 from typing import TYPE_CHECKING
 
 from mlflow_flywheel.pipelines.config import WebConfig
+from mlflow_flywheel.pipelines.tokens import read_token
 
-from .exposure import read_token
 from .guard import Guard
 from .headers import Cors, SecurityHeaders
 from .request_log import RequestLog

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mlflow_flywheel.pipelines.errors import NotFound, nearest
+from mlflow_flywheel.plugin import broker_disk
 from mlflow_flywheel.plugin.context import Context, log_tail
 from mlflow_flywheel.plugin.runners.base import ProcessStatus, deployment_process
 
@@ -58,15 +59,21 @@ def down(context: Context, as_json: bool) -> None:
 @command
 def status(context: Context, as_json: bool) -> None:
     """Show deployments, their versions and predictions, and the processes."""
+    from mlflow_flywheel.plugin.daemon import read_status
     from mlflow_flywheel.plugin.views import deployment_views
 
     views = deployment_views(context, context.records.deployments())
     processes = context.runner.status()
+    daemon = read_status(context.home.path) or {}
+    metrics, disk = daemon.get("metrics"), _broker_disk(context, daemon.get("broker_bytes"))
     if as_json:
         print_json(
             {
                 "home": str(context.home.path),
                 "tracking_uri": context.home.tracking_uri,
+                "metrics": metrics,
+                "broker_disk": disk,
+                "trouble": daemon.get("trouble", {}),
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -81,8 +88,16 @@ def status(context: Context, as_json: bool) -> None:
     for view in views:
         if view.get("challenger"):
             click.echo(f"{view['name']}: {_trial(view['challenger'])}")
+        if "messages_per_second" in view:
+            click.echo(f"{view['name']}: {_flow(view)}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
+    if metrics is not None:
+        click.echo(f"Prometheus metrics of the streams: {metrics}")
+    if disk is not None:
+        click.echo(disk["warning"] or f"embedded broker: {broker_disk.said(disk['bytes'])} on disk")
+    for source, trouble in daemon.get("trouble", {}).items():
+        click.echo(f"daemon, {source}: {trouble['error']}")
     _print_processes(processes)
 
 
@@ -105,6 +120,13 @@ def logs(context: Context, as_json: bool, name: str, lines: int, follow: bool) -
     if follow:
         for piece in follow_log(file):
             click.echo(piece, nl=False)
+
+
+def _broker_disk(context: Context, used: int | None) -> dict[str, Any] | None:
+    """Return how much disk the embedded broker takes, and a warning or None; None without a broker or a daemon."""
+    if used is None:
+        return None
+    return {"bytes": used, "warning": broker_disk.warning(used, context.home.broker)}
 
 
 def _process_of(context: Context, name: str) -> str:
@@ -147,6 +169,23 @@ def _trial(challenger: dict[str, Any]) -> str:
         "idle": f"challenger version {version} is the version that serves: nothing to try",
         "refused": f"challenger {challenger['model_uri']} is not tried",
     }[challenger["state"]]
+
+
+def _flow(view: dict[str, Any]) -> str:
+    """Say in words how a stream flows."""
+    lag = view.get("lag_seconds")
+    said = [
+        "lag unknown" if lag is None else f"lag {lag:.1f} s",
+        f"{view['messages_per_second']:,.1f} messages/s",
+    ]
+    if "latency_p50_ms" in view:
+        said.append(f"latency p50 {view['latency_p50_ms']:,.0f} ms, p99 {view['latency_p99_ms']:,.0f} ms")
+    if view["dead_letters"]:
+        reasons = ", ".join(f"{count:,} {refusal}" for refusal, count in sorted(view["dead_letters"].items()))
+        said.append(f"dead letters: {reasons} ('flywheel dlq list {view['name']}')")
+    if view["trouble"]:
+        said.append(f"trouble: {view['trouble']}")
+    return "; ".join(said)
 
 
 def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:

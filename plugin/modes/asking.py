@@ -8,7 +8,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from mlflow_flywheel.pipelines.config import WebConfig
-from mlflow_flywheel.pipelines.web.exposure import read_token
+from mlflow_flywheel.pipelines.tokens import read_token
 
 
 def session_for(config: WebConfig) -> requests.Session:

@@ -69,4 +69,4 @@ class ModeOperations(Protocol[S_contra]):
         """Return what the deployment does now: ready, starting, stopped, failing."""
 
     def places(self, context: Context, record: DeploymentRecord, spec: S_contra) -> Mapping[str, Any]:
-        """Return where its rows come from and go to, for people."""
+        """Return where its rows come from and go to, and how it does, for people."""

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlflow_flywheel.pipelines.config import StreamConfig, load_config
+from pydantic import TypeAdapter
+
+from mlflow_flywheel.pipelines.config import StartPosition, StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound, Unavailable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
+from mlflow_flywheel.pipelines.stream.access import Access
+from mlflow_flywheel.pipelines.stream.fields import check_fields
+from mlflow_flywheel.pipelines.stream.settings import check_format, check_scale
+from mlflow_flywheel.pipelines.stream.stats import read_stats
+from mlflow_flywheel.pipelines.times import utc_now
+from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, store_file, stream_configs
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.embedded_broker import broker_exists, ensure_broker, forget_broker
+from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
-from mlflow_flywheel.plugin.spec import StreamSpec
+from mlflow_flywheel.plugin.spec import StreamSpec, parse_spec
+from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, keep_token, kept_token
 
 from .base import Answers
 from .served import master_state, start_master, stop_master, swap_master
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MODULE = "mlflow_flywheel.pipelines.stream"
-_REACH_SECONDS = 5.0
+_REACH_SECONDS = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -33,41 +43,50 @@ class StreamOperations:
     """See ModeOperations."""
 
     def check(self, context: Context, name: str, spec: StreamSpec) -> None:
-        if spec.broker is None:
-            embedded.find_binary()
-        else:
-            _reach(spec.broker)
+        kind = kind_for(context, name, spec)
+        check_scale(kind == "embedded", spec.workers, spec.ordering)
+        check_format(kind == "embedded", spec.input_format)
         topics = _topics(name, spec)
+        if kind == "embedded":
+            embedded.find_binary()
+        token = check_token(spec, _kept_token(context, name, spec))
+        if spec.broker is not None:
+            access = Access(None if token is None else lambda: token, spec.broker_ca_file)
+            _check_broker(spec.broker, access, topics["input_topic"])
         if len(set(topics.values())) < len(topics):
             said = ", ".join(f"{key}={topic}" for key, topic in topics.items())
             raise BadInput(f"the topics of deployment {name!r} must differ from each other: {said}")
-        for other, config in _configs(context):
+        for other, config in stream_configs(context):
             same = (config.input_topic, config.subscription) == (
                 topics["input_topic"],
                 spec.subscription or name,
             )
-            if other != name and same and config.embedded == (spec.broker is None):
+            if other != name and same and kind_of(context, config) == kind:
                 raise BadInput(
                     f"deployment {other!r} reads {config.input_topic!r} with subscription {config.subscription!r} "
                     "already, and the two would share its messages; give another subscription="
                 )
 
     def absolute_paths(self, spec: StreamSpec) -> dict[str, str]:
-        return {}
+        paths = {key: getattr(spec, key) for key in ("broker_token_file", "broker_ca_file")}
+        return {key: path for key, path in paths.items() if path is not None}  # the spec made them absolute
 
     def start(
         self, context: Context, name: str, spec: StreamSpec, model: FetchedModel, timeout: float
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
-        fresh = spec.broker is None and not broker_exists(context)
+        check_fields(spec.field, model.schema)
+        kind = kind_for(context, name, spec)
+        fresh = kind == "embedded" and not broker_exists(context)
         try:
-            broker = spec.broker or ensure_broker(context)
-            start_master(context, _config(context, name, spec, model, broker), _MODULE, timeout)
+            config = _config(context, name, spec, model, kind, _token_file(context, name, spec))
+            _begin(config)
+            start_master(context, config, _MODULE, timeout)
         except BaseException:
             if fresh:
                 forget_broker(context)
             raise
-        return broker
+        return config.broker
 
     def swap(
         self,
@@ -78,13 +97,23 @@ class StreamOperations:
         timeout: float,
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
+        check_fields(spec.field, model.schema)
         before = load_config(StreamConfig, context.home.config_file(record.name))
-        broker = spec.broker or ensure_broker(context)
-        config = _config(context, record.name, spec, model, broker)
-        swap_master(context, config, timeout)
+        kind = kind_for(context, record.name, spec)
+        kept = _kept_token(context, record.name, spec)
+        token = _token_file(context, record.name, spec, kept)
+        try:
+            config = _config(context, record.name, spec, model, kind, token)
+            if _place(before) != _place(config):
+                _begin(config)
+            swap_master(context, config, timeout)
+        except BaseException:
+            forget_tokens(context.home, record.name, but=_path(before.broker_token_file))
+            raise
         if _place(before) != _place(config) and before.subscription == record.name:
             _drop_subscriptions(before)
-        return broker
+        forget_tokens(context.home, record.name, but=token)
+        return config.broker
 
     def stop(self, context: Context, name: str, forget: StreamSpec | None = None) -> None:
         try:
@@ -93,7 +122,9 @@ class StreamOperations:
             config = None
         stop_master(context, name)
         if config is not None and forget is not None and forget.subscription is None:
-            _drop_subscriptions(config)  # one that the user named is the user's, with what waits in it
+            # one that the user named is the user's, with what waits in it
+            _drop_subscriptions(config, letters=True)
+        forget_tokens(context.home, name)
 
     def predict(
         self, context: Context, record: DeploymentRecord, spec: StreamSpec, rows: pd.DataFrame, timeout: float
@@ -112,10 +143,32 @@ class StreamOperations:
             "broker": record.url,
             "subscription": spec.subscription or record.name,
             **_topics(record.name, spec),
+            **_doing(context, record.name),
         }
 
 
-def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, broker: str) -> StreamConfig:
+def _doing(context: Context, name: str) -> dict[str, Any]:
+    """Say how a deployment does, as far as its workers have said anything yet."""
+    stats = read_stats(context.home.status_file(name))
+    if stats is None:
+        return {}
+    return {
+        **stats.present(utc_now()),
+        "dead_letters": dict(stats.dead_letters_by),
+        "trouble": stats.trouble,
+    }
+
+
+def _config(
+    context: Context,
+    name: str,
+    spec: StreamSpec,
+    model: FetchedModel,
+    kind: BrokerKind | None,
+    token_file: Path | None,
+) -> StreamConfig:
+    broker = spec.broker if kind is None else ensure(context, kind)
+    assert broker is not None
     return StreamConfig(
         deployment=name,
         model=model.ref,
@@ -129,15 +182,30 @@ def _config(context: Context, name: str, spec: StreamSpec, model: FetchedModel, 
         log_exclude=spec.log_exclude,
         log_sample=spec.log_sample,
         broker=broker,
-        embedded=spec.broker is None,
+        embedded=kind == "embedded",
+        broker_store_file=None if kind is None else str(store_file(context, kind)),
         subscription=spec.subscription or name,
-        start_position=spec.start_position,
+        start_position=TypeAdapter(StartPosition).validate_python(spec.start_position),
         batch_max=spec.batch_max,
         batch_wait_ms=spec.batch_wait_ms,
         max_message_bytes=spec.max_message_bytes,
         workers=spec.workers,
+        ordering=spec.ordering,
+        broker_token_file=None if token_file is None else str(token_file),
+        broker_ca_file=spec.broker_ca_file,
+        input_format=spec.input_format,
+        fields=dict(spec.field),
+        properties=spec.properties,
         **_topics(name, spec),
     )
+
+
+def _begin(config: StreamConfig) -> None:
+    """Let a deployment's own subscription begin at its start time; one that the user named may be at work already."""
+    if config.subscription == config.deployment:
+        from mlflow_flywheel.pipelines.stream.client import begin_at_start_time
+
+        begin_at_start_time(config)
 
 
 def _topics(name: str, spec: StreamSpec) -> dict[str, str]:
@@ -150,28 +218,50 @@ def _topics(name: str, spec: StreamSpec) -> dict[str, str]:
     }
 
 
-def _configs(context: Context) -> Iterator[tuple[str, StreamConfig]]:
-    """Yield the stream deployments whose files are in the home, also those that are stopped now."""
-    for record in context.records.deployments(mode="stream"):
-        try:
-            yield record.name, load_config(StreamConfig, context.home.config_file(record.name))
-        except NotFound:
-            continue  # being made or deleted right now
+def _token_file(context: Context, name: str, spec: StreamSpec, kept: Path | None = None) -> Path | None:
+    """Return the file with the broker's token: the user's own, or ours when it came from the environment."""
+    if spec.broker_token_file is not None:
+        return Path(spec.broker_token_file)
+    return keep_token(context.home, name, spec, kept)
+
+
+def _kept_token(context: Context, name: str, spec: StreamSpec) -> Path | None:
+    try:
+        present = load_config(StreamConfig, context.home.config_file(name)).broker_token_file
+        before = parse_spec(context.records.deployment(name).config)
+    except NotFound:
+        return None  # it is only being made
+    return kept_token(present, before, spec)
+
+
+def _path(file: str | None) -> Path | None:
+    return None if file is None else Path(file)
 
 
 def _place(config: StreamConfig) -> tuple[str, str, str]:
     return config.broker, config.input_topic, config.subscription
 
 
-def _drop_subscriptions(config: StreamConfig) -> None:
+def _drop_subscriptions(config: StreamConfig, *, letters: bool = False) -> None:
     """Tell the broker to keep no more messages for this deployment, where it can be reached: else it keeps them."""
     from mlflow_flywheel.pipelines.stream.client import drop_subscriptions
 
     try:
         _reach(config.broker)
-        drop_subscriptions(config)
+        drop_subscriptions(config, letters=letters)
     except FlywheelError as error:
         _logger.warning("subscription %r stays on the broker: %s", config.subscription, error.message)
+
+
+def _check_broker(broker: str, access: Access, topic: str) -> None:
+    """Raise Unavailable or BadInput when a deployment could not use the topic there."""
+    from mlflow_flywheel.pipelines.stream.pulsar import Connection
+
+    _reach(broker)
+    with Connection(
+        broker, embedded=False, quiet=True, access=access, timeout_seconds=_REACH_SECONDS
+    ) as connection:
+        connection.check(topic)
 
 
 def _reach(broker: str) -> None:

@@ -17,7 +17,7 @@ from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
 from mlflow_flywheel.plugin.spec import WebSpec, parse_spec
-from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, has_token, keep_token
+from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, has_token, keep_token, kept_token
 from mlflow_flywheel.plugin.trials import challenger_in_force
 
 from .asking import session_for
@@ -208,14 +208,11 @@ def _configs(context: Context) -> Iterator[tuple[str, WebConfig]]:
 def _kept_token(context: Context, name: str, spec: WebSpec) -> Path | None:
     """Return the token file of the running deployment, unless the spec takes the token from elsewhere than it did."""
     try:
-        present = _token_of(load_config(WebConfig, context.home.config_file(name)))
+        present = load_config(WebConfig, context.home.config_file(name)).auth_token_file
         before = parse_spec(context.records.deployment(name).config)
     except NotFound:
         return None  # it is only being made
-    same = isinstance(before, WebSpec) and (
-        (before.auth_token_env, before.auth_token_file) == (spec.auth_token_env, spec.auth_token_file)
-    )
-    return present if same and present is not None and present.exists() else None
+    return kept_token(present, before, spec)
 
 
 def _token_of(config: WebConfig) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 State = Literal["starting", "running", "backoff", "stopping", "stopped", "exited", "fatal"]
 DAEMON = "daemon"
 BROKER = "broker"
+APACHE_BROKER = "apache-broker"
 _DEPLOYMENT_PREFIX = "deployment-"
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
+from click.testing import CliRunner
 from support.cores import NAME, SCHEMA, tiny_core, tiny_request
 from support.daemons import running_daemon
 from support.models import ZooModel
@@ -20,6 +24,7 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.stream.stats import StreamStats, stats_file
+from mlflow_flywheel.plugin.cli import main as flywheel
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.daemon import Daemon, is_running, read_status
 from mlflow_flywheel.plugin.home import Home
@@ -68,6 +73,34 @@ def test_rows_are_in_the_table_soon_after_they_were_answered(home: Home) -> None
         table = InferenceTable.open(home.tables, NAME)
         eventually(lambda: table.exists and table.counts().rows == 25, 5, what="25 rows are visible")
         eventually(lambda: (read_status(home.path) or {})["rows"] == 25, 5)
+        status = read_status(home.path)
+        assert status is not None
+        scraped = requests.get(status["metrics"], timeout=10)
+        assert scraped.headers["Content-Type"].startswith("text/plain")
+        assert "flywheel_spool_bytes" in scraped.text
+        assert requests.get(status["metrics"] + "/x", timeout=10).status_code == 404
+    log.close()
+
+
+def test_a_table_that_is_away_is_told_and_its_rows_wait_for_it(home: Home) -> None:
+    in_the_way = home.path / "tables"
+    in_the_way.write_text("no folder")
+    log = SpoolLog(home.spool, NAME, SCHEMA, "double")
+    with running_daemon(home) as daemon:
+        tiny_core(log).score(tiny_request(25))
+
+        def told() -> str:
+            status = read_status(home.path)
+            assert status is not None
+            return str(status["trouble"][f"table of {NAME}"]["error"])
+
+        assert "its rows wait in the spool: [Errno" in eventually(told, 10)
+        tiny_core(log).score(tiny_request(5))  # whoever answers is none the wiser
+        in_the_way.unlink()
+        table = InferenceTable.open(home.tables, NAME)
+        eventually(lambda: table.exists and table.counts().rows == 30, 15, what="30 rows are visible")
+        eventually(lambda: (read_status(home.path) or {})["trouble"] == {}, 5)
+        assert daemon.log().count(f"commit of {NAME}") == 1
     log.close()
 
 
@@ -128,6 +161,32 @@ def test_a_killed_daemons_task_is_done_by_the_next_one_exactly_once(
     assert (counts.rows, counts.distinct_ids) == (ROWS, ROWS)
     answers = pq.read_table(home.batch / "nightly" / "output")
     assert len(set(answers["prediction_id"].to_pylist())) == answers.num_rows == ROWS
+
+
+def test_the_embedded_brokers_disk_is_told_and_too_much_of_it_is_warned_of(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> dict[str, Any]:
+        said = CliRunner().invoke(flywheel, ["status", "--json", "--home", str(home.path)])
+        assert said.exit_code == 0, said.output
+        disk: dict[str, Any] = json.loads(said.output)["broker_disk"]
+        return disk
+
+    store = home.broker / "data.rocksdb"
+    store.mkdir(parents=True)
+    (store / "0.log").write_bytes(bytes(3_000_000))
+    with running_daemon(home):
+        assert told() is None  # a folder without a port has never been a broker's
+        (home.broker / "port").write_text("1")
+        disk = eventually(told, 20)
+        assert disk == {"bytes": 3_000_001, "warning": None}
+        monkeypatch.setenv("FLYWHEEL_BROKER_WARN_GB", "0.002")
+        said = CliRunner().invoke(flywheel, ["status", "--home", str(home.path)]).output
+        assert "takes 3 MB of disk, more than 0.002 GB" in said and str(store) in said.replace("\n", "")
+        assert told()["warning"] in said
+        monkeypatch.setenv("FLYWHEEL_BROKER_WARN_GB", "much")
+        said = CliRunner().invoke(flywheel, ["status", "--home", str(home.path)]).output
+        assert "FLYWHEEL_BROKER_WARN_GB='much' is no number of gigabytes" in said
 
 
 def test_a_broker_that_holds_messages_back_is_restarted_once(home: Home) -> None:

@@ -238,6 +238,8 @@ def test_an_update_under_requests_and_a_deletion_that_leaves_nothing(world: Worl
     assert (view["version"], view["config"]) == ("2", {"mode": "web", "threads": "2"})
     assert all(answer in (world.expected["1"], world.expected["2"]) for answer in answers)
     assert world.predict(name)["predictions"] == world.expected["2"]
+    assert world.command("scale", name, "2") == {"deployment": name, "workers": 2}
+    assert world.client.get_deployment(name)["config"]["workers"] == "2"
     assert world.processes(f"deployment-{name}") and world.left_of(name)
     world.client.delete_deployment(name)
     assert world.processes(f"deployment-{name}") == [] and world.left_of(name) == []

@@ -23,8 +23,6 @@ from mlflow_flywheel.pipelines.stream.broker import (
     wait_ready,
 )
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader, publish_and_wait
-from mlflow_flywheel.pipelines.stream.pulsar import Connection
-from mlflow_flywheel.pipelines.stream.wire import Outgoing
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +58,6 @@ def test_large_messages_do_not_stand_still(broker: BrokerProcess) -> None:
     assert [body["number"] for body in found] == list(range(1500))
 
 
-def test_a_reader_gets_past_what_a_broker_lets_a_consumer_leave_unacknowledged(broker: BrokerProcess) -> None:
-    config = config_for(broker.url, output_topic="many")
-    with Connection(broker.url, embedded=True) as connection:
-        assert connection.publisher("many").publish([Outgoing(b"%d" % i) for i in range(55_000)]) == {}
-    with OutputReader(config, start="earliest") as reader:
-        assert len(reader.collect(55_000, timeout=60)) == reader.count == 55_000
-
-
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_it_stored_is_there_after_it_was_ended(tmp_path: Path, how: signal.Signals) -> None:
     broker = BrokerProcess(tmp_path)
@@ -80,34 +70,6 @@ def test_what_it_stored_is_there_after_it_was_ended(tmp_path: Path, how: signal.
     with OutputReader(config, start="earliest") as reader:
         assert [body["number"] for body in reader.collect(200, timeout=20)] == list(range(200))
     broker.stop()
-
-
-def test_two_processes_share_a_subscription_without_pushing_each_other_off(broker: BrokerProcess) -> None:
-    """Consumer numbers are per process on this broker: two connections here stand for two processes."""
-    one = Connection(broker.url, embedded=True, first_number=1)
-    other = Connection(broker.url, embedded=True, first_number=2)
-    with one, other:
-        consumers = [connection.consumer("shared", "s", batch_max=10) for connection in (one, other)]
-        failures = one.publisher("shared").publish([Outgoing(b"%d" % i) for i in range(100)])
-        assert failures == {}
-        seen: list[bytes | None] = []
-        for _ in range(200):
-            for consumer in consumers:
-                messages = consumer.receive(idle_ms=20)
-                consumer.acknowledge(messages)
-                seen += [message.data for message in messages]
-            if len(seen) >= 100:
-                break
-        assert sorted(seen) == sorted(b"%d" % i for i in range(100))  # type: ignore[type-var]
-
-
-def test_a_message_beyond_the_brokers_limit_is_told_from_trouble_that_passes(broker: BrokerProcess) -> None:
-    with Connection(broker.url, embedded=True) as connection:
-        failures = connection.publisher("big").publish(
-            [Outgoing(b"small"), Outgoing(os.urandom(6 * 1024 * 1024))]
-        )
-    assert list(failures) == [1]
-    assert failures[1].too_big
 
 
 def test_no_broker_is_said_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:

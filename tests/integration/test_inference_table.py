@@ -108,10 +108,23 @@ def test_a_redelivered_stream_message_is_in_the_table_once(tmp_path: Path, commi
     log.close()
     report = Committer(tmp_path / "spool", str(tmp_path / "tables")).commit_once()
     assert (report.rows, report.duplicates) == (4 + 10, 2 + 6)
-    assert InferenceTable.open(str(tmp_path / "tables"), NAME).counts().by_deployment == {
-        "other": 10,
-        "s": 10,
-    }
+    counts = InferenceTable.open(str(tmp_path / "tables"), NAME).counts()
+    assert (counts.by_deployment, counts.duplicates) == ({"other": 10, "s": 10}, 0)
+
+
+def test_a_label_of_an_event_is_true_of_what_each_deployment_said_of_it(
+    tmp_path: Path, committer: Committer, table: InferenceTable
+) -> None:
+    ids = [stream_prediction_id("persistent://public/default/t@5eed", 3, entry, -1) for entry in range(3)]
+    log = _spool(tmp_path)
+    for deployment in ("s", "other"):
+        tiny_core(log, deployment=deployment, mode="stream").score(tiny_request(3, ids))
+    log.close()
+    _labels(tmp_path, {"prediction_id": ids[1], "label": 1, "label_time": "2013-02-02T00:00:00Z"})
+    committer.commit_once()
+    for deployment in ("s", "other"):
+        rows = {row["prediction_id"]: row["label"] for row in table.read(deployment=deployment).to_pylist()}
+        assert rows == {ids[0]: None, ids[1]: 1.0, ids[2]: None}
 
 
 def test_segments_that_a_crash_left_after_their_commit_change_nothing(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.messages import received
 from support.models import KINDS, ZooModel
 from support.streams import BrokerProcess, StreamDeployment
 from support.waiting import eventually
@@ -29,7 +30,7 @@ from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
 from mlflow_flywheel.pipelines.stream.client import publish_and_wait
-from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat
+from mlflow_flywheel.pipelines.stream.messages import AnswerFormat, InputFormat, JsonBodies
 from mlflow_flywheel.pipelines.web.app import create_app
 from mlflow_flywheel.pipelines.web.batcher import Batcher
 from mlflow_flywheel.pipelines.web.gate import Gate
@@ -123,12 +124,12 @@ def ask_stream(case: Case) -> list[dict[str, Any]]:
     """Take the rows through everything that a stream worker does to a message but the broker."""
     log = SpoolLog(case.folder / "spool", case.model.ref.name, case.scorer.schema, case.scorer.kind)
     core = ScoringCore(case.scorer, deployment="stream", mode="stream", log=log)
-    incoming, outgoing = InputFormat(2**20), AnswerFormat.of(case.model.ref)
+    incoming, outgoing = InputFormat(JsonBodies(2**20)), AnswerFormat.of(case.model.ref)
     messages = [
         json.dumps({"features": row, "client_request_id": f"row-{i:03}"})
         for i, row in enumerate(case.records)
     ]
-    events = [incoming.parse(message.encode(), {}, NOON, NOON) for message in messages]
+    events = [incoming.parse(received(message.encode(), event_ms=NOON)) for message in messages]
     features, kept, refused = case.scorer.schema.split_valid([event.features for event in events])
     assert (len(kept), refused) == (ROWS, {})
     ids = [stream_prediction_id("topic", 1, i, -1) for i in range(ROWS)]

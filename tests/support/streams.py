@@ -27,6 +27,7 @@ class BrokerProcess:
         self.broker = embedded_broker(folder, free_port())
         self.url = self.broker.url
         self.log = folder / "broker.log"
+        self._one_at_a_time = threading.Lock()
         self.start()
 
     def start(self) -> None:
@@ -42,6 +43,12 @@ class BrokerProcess:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._process.send_signal(how)
         self._process.wait(10)
+
+    def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it and start it again; safe to call from several threads."""
+        with self._one_at_a_time:
+            self.stop(how)
+            self.start()
 
 
 @final
@@ -66,8 +73,7 @@ class Keeper:
     def _keep(self) -> None:
         while not self._end.wait(0.2):
             if needs_broker_restart(self._status_files, self._broker.started):
-                self._broker.stop()
-                self._broker.start()
+                self._broker.restart()
                 self.restarts += 1
 
 

@@ -14,8 +14,9 @@ from werkzeug.test import Client
 
 from mlflow_flywheel.pipelines.config import ModelRef, WebConfig
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.tokens import read_token
 from mlflow_flywheel.pipelines.web import middleware
-from mlflow_flywheel.pipelines.web.exposure import check_certificate, check_config, check_exposed, read_token
+from mlflow_flywheel.pipelines.web.exposure import check_certificate, check_config, check_exposed
 from mlflow_flywheel.pipelines.web.guard import Guard
 from mlflow_flywheel.pipelines.web.headers import Cors, SecurityHeaders
 from mlflow_flywheel.pipelines.web.request_log import ROWS, RequestLog

@@ -13,7 +13,22 @@ from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.records import Records
 
-COMMANDS = ["up", "down", "status", "logs", "feedback", "monitor", "retrain", "batch", "loop", "demo"]
+COMMANDS = [
+    "up",
+    "down",
+    "status",
+    "logs",
+    "broker",
+    "feedback",
+    "monitor",
+    "retrain",
+    "batch",
+    "loop",
+    "scale",
+    "replay",
+    "dlq",
+    "demo",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +78,26 @@ def test_the_help_lists_every_command() -> None:
     assert flywheel().exit_code in (0, 2)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "batch run", "loop show", "loop set"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *COMMANDS,
+        "batch run",
+        "loop show",
+        "loop set",
+        "broker start",
+        "broker stop",
+        "broker status",
+        "dlq list",
+        "dlq replay",
+        "dlq purge",
+    ],
+)
 def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "demo"):
+    if name not in ("batch", "loop", "broker", "dlq", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 
@@ -90,6 +119,9 @@ def test_status_of_an_empty_home(home: Home) -> None:
     assert json.loads(said.output) == {
         "home": str(home.path),
         "tracking_uri": None,
+        "metrics": None,
+        "broker_disk": None,
+        "trouble": {},
         "deployments": [],
         "processes": [],
     }
@@ -182,3 +214,13 @@ def test_a_home_of_another_database_is_one_line_too(home: Home, monkeypatch: pyt
 def test_a_home_that_cannot_be_made_is_one_line_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be made" in complaint("status", "--home", str(tmp_path / "file" / "home"))
+
+
+def test_what_a_stream_deployment_can_do_is_refused_for_others(home: Home) -> None:
+    deploy(home, "late-web")
+    deploy(home, "late-batch", "batch")
+    assert "only stream deployments read messages" in complaint("dlq", "list", "late-web")
+    assert "only stream deployments read messages" in complaint("dlq", "purge", "late-web")
+    assert "only stream deployments read messages" in complaint("replay", "late-web", "--from", "2026-01-01")
+    assert "batch deployment: its runs use all cores" in complaint("scale", "late-batch", "2")
+    assert "did you mean 'late-web'?" in complaint("dlq", "replay", "late-wev")

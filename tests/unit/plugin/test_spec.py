@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,27 @@ def test_texts_become_values() -> None:
     batch = parse_spec({"mode": "batch", "passthrough": "flight, carrier,", "chunk_rows": "100"})
     assert isinstance(batch, BatchSpec)
     assert (batch.passthrough, batch.chunk_rows) == (("flight", "carrier"), 100)
+
+
+def test_fields_are_paths_by_name() -> None:
+    raw = {"mode": "stream", "field.temp": "weather.temp_f", "field.mode": "m.0", "field.gone": ""}
+    spec = parse_spec({**raw, "properties": "a, b"})
+    assert isinstance(spec, StreamSpec)
+    assert spec.field == {"temp": "weather.temp_f", "mode": "m.0"}
+    assert spec.properties == ("a", "b")
+    assert "'a..b' is no path" in refusal({"mode": "stream", "field.a": "a..b"})
+    assert "did you mean 'field.NAME'?" in refusal({"mode": "stream", "field": "a"})
+    assert "unknown key 'field.'" in refusal({"mode": "stream", "field.": "a"})
+    assert "belongs to mode stream, not to mode web" in refusal({"mode": "web", "field.a": "a"})
+    twice = {"mode": "stream", "field.event_time": "at", "timestamp_column": "at"}
+    assert "give field.event_time or timestamp_column, not both" in refusal(twice)
+
+
+def test_a_stream_may_start_at_a_time() -> None:
+    for written in ("2026-01-31", "2026-01-31T00:00:00Z", "2026-01-31T01:00:00+01:00"):
+        spec = parse_spec({"mode": "stream", "start_position": written})
+        assert isinstance(spec, StreamSpec)
+        assert spec.start_position == "2026-01-31T00:00:00+00:00"
 
 
 def test_an_empty_value_means_the_default() -> None:
@@ -141,7 +163,15 @@ def test_all_wrong_values_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        ({"mode": "stream", "workers": "2"}, r"workers=2 needs Apache Pulsar \(broker=pulsar://host:6650\)"),
+        ({"mode": "stream", "broker_token_env": "T"}, r"broker_token_env needs broker= too"),
+        (
+            {"mode": "stream", "broker": "pulsar://a:1", "broker_ca_file": "ca.pem"},
+            r"broker_ca_file needs broker=pulsar\+ssl://host:6651, got broker=pulsar://a:1",
+        ),
+        (
+            {"mode": "stream", "broker": "pulsar://a", "broker_token_env": "T", "broker_token_file": "t"},
+            r"broker_token_env or broker_token_file, not both",
+        ),
         ({"mode": "batch", "schedule": "0 2 * * *"}, r"schedule needs input="),
         ({"mode": "batch", "schedule": "tomorrow", "input": "in"}, r"'tomorrow'.*five fields"),
         ({"mode": "batch", "schedule": "61 2 * * *", "input": "in"}, r"'61 2 \* \* \*'"),
@@ -151,9 +181,21 @@ def test_keys_that_do_not_go_together(raw: dict[str, str], said: str) -> None:
     assert re.search(said, refusal(raw))
 
 
-def test_more_workers_are_fine_with_a_real_broker() -> None:
-    spec = parse_spec({"mode": "stream", "workers": "2", "broker": "pulsar+ssl://a:6651,b:6651"})
-    assert isinstance(spec, StreamSpec) and spec.workers == 2
+def test_workers_order_and_security_of_a_real_broker() -> None:
+    keys = {"workers": "2", "ordering": "key", "broker_ca_file": "ca.pem", "broker_token_env": "TOKEN"}
+    spec = parse_spec({"mode": "stream", "broker": "pulsar+ssl://a:6651,b:6651", **keys})
+    assert isinstance(spec, StreamSpec) and (spec.workers, spec.ordering) == (2, "key")
+    assert spec.broker_ca_file == str(Path("ca.pem").absolute())
+
+
+@pytest.mark.parametrize(("mode", "key"), [("web", "auth_token_env"), ("stream", "broker_token_env")])
+def test_a_token_in_the_place_of_its_variable_is_not_repeated(mode: str, key: str) -> None:
+    said = refusal(
+        {"mode": mode, "broker": "pulsar://a", key: "eyJh.secret"}
+        if mode == "stream"
+        else {"mode": mode, key: "eyJh.secret"}
+    )
+    assert "never the token itself" in said and "secret" not in said
 
 
 def test_loop_keys_are_for_the_policy() -> None:

@@ -1,0 +1,166 @@
+"""What the stream deployments of a home do, in Prometheus's text format, on a loopback port of the daemon.
+
+Workers count into files (`pipelines/stream/stats.py`), so the figures outlive them, and one scrape shows all. The port
+is chosen once and kept, so that a scraper finds it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from mlflow_flywheel.pipelines.generation_status import read_status
+from mlflow_flywheel.pipelines.stream.latency import cumulative
+from mlflow_flywheel.pipelines.stream.stats import StreamStats, read_stats
+from mlflow_flywheel.pipelines.times import utc_now
+
+from .context import Context
+from .home import Home
+from .record_types import DeploymentRecord
+from .spool_size import waiting_bytes
+
+_HOST = "127.0.0.1"
+_PATH = "/metrics"
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Labels = Mapping[str, str]
+
+
+@dataclass
+class _Family:
+    """One metric with its samples; `suffix` is for the parts of a histogram."""
+
+    name: str
+    type: str
+    help: str
+    samples: list[tuple[str, Labels, float]] = field(default_factory=list)
+
+    def add(self, labels: Labels, value: float, suffix: str = "") -> None:
+        self.samples.append((suffix, labels, value))
+
+    def lines(self) -> Iterator[str]:
+        yield f"# HELP {self.name} {self.help}"
+        yield f"# TYPE {self.name} {self.type}"
+        for suffix, labels, value in self.samples:
+            inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
+            yield f"{self.name}{suffix}{{{inside}}} {value:.15g}" if inside else f"{self.name} {value:.15g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class _Families:
+    """The metrics of one scrape."""
+
+    def __init__(self) -> None:
+        def counter(name: str, help: str) -> _Family:
+            return _Family(f"flywheel_stream_{name}_total", "counter", help)
+
+        def gauge(name: str, help: str) -> _Family:
+            return _Family(f"flywheel_{name}", "gauge", help)
+
+        self.messages = counter("messages", "Messages taken from the input topic and done with")
+        self.rows = counter("rows", "Messages answered")
+        self.skipped = counter("skipped_messages", "Messages from before the start time, passed over")
+        self.letters = counter("dead_letters", "Messages sent to the dead-letter topic, by refusal")
+        self.labels = counter("labels", "Labels taken from the feedback topic")
+        self.latency = _Family(
+            "flywheel_stream_latency_seconds",
+            "histogram",
+            "Time from publishing an event to its stored answer",
+        )
+        self.lag = gauge("stream_lag_seconds", "Age of the oldest message in hand, 0 when none waits")
+        self.workers = gauge("stream_workers", "Worker processes that consume")
+        self.info = gauge("stream_info", "The model version that answers")
+        self.spool = gauge("spool_bytes", "Logged predictions and labels that no commit has taken yet")
+
+    def add(self, home: Home, deployment: DeploymentRecord) -> None:
+        labels = {"deployment": deployment.name, "model_name": deployment.model_name}
+        status = read_status(home.status_file(deployment.name))
+        serving = status.serving if status is not None and status.master_alive else None
+        self.workers.add(labels, len(serving.pids) if serving is not None else 0)
+        version = {"model_version": deployment.version, "model_id": deployment.model_id or ""}
+        self.info.add({**labels, **version}, 1)
+        stats = read_stats(home.status_file(deployment.name))
+        if stats is not None:
+            self._add_stats(labels, stats)
+
+    def _add_stats(self, labels: Labels, stats: StreamStats) -> None:
+        self.messages.add(labels, stats.messages)
+        self.rows.add(labels, stats.rows)
+        self.skipped.add(labels, stats.skipped)
+        self.labels.add(labels, stats.feedback)
+        for refusal, count in sorted(stats.dead_letters_by.items()):
+            self.letters.add({**labels, "refusal": refusal}, count)
+        for bound, count in cumulative(stats.latency):
+            self.latency.add({**labels, "le": f"{bound:g}"}, count, "_bucket")
+        self.latency.add({**labels, "le": "+Inf"}, sum(stats.latency), "_bucket")
+        self.latency.add(labels, stats.latency_sum_ms / 1000, "_sum")
+        self.latency.add(labels, sum(stats.latency), "_count")
+        lag = stats.lag_seconds(utc_now())
+        if lag is not None:
+            self.lag.add(labels, lag)
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for family in vars(self).values() for line in family.lines())
+
+
+def exposition(context: Context) -> str:
+    """Return the metrics of a home in Prometheus's text format."""
+    families = _Families()
+    for deployment in context.records.deployments(mode="stream"):
+        families.add(context.home, deployment)
+    families.spool.add({}, waiting_bytes(context.home.spool))
+    return families.text()
+
+
+class MetricsServer:
+    """Serves `/metrics` on loopback from a thread of its own until it is closed."""
+
+    def __init__(self, context: Context) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            server_version, sys_version = "flywheel", ""
+
+            def do_GET(self) -> None:
+                if self.path.partition("?")[0] != _PATH:
+                    self.send_error(404, f"only {_PATH} is here")
+                    return
+                body = exposition(context).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", _CONTENT_TYPE)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass  # a line per scrape would bury the daemon's log
+
+        self._server = _listening(context.home, Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{_HOST}:{self._server.server_port}{_PATH}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _listening(home: Home, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """Listen on the home's port, or on another one when it has none yet or somebody took it."""
+    file = home.path / "metrics.port"
+    try:
+        kept = int(file.read_text())
+    except (FileNotFoundError, ValueError):
+        kept = 0
+    try:
+        server = ThreadingHTTPServer((_HOST, kept), handler)
+    except OSError:
+        server = ThreadingHTTPServer((_HOST, 0), handler)
+    file.write_text(str(server.server_port))
+    return server

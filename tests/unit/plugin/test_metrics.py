@@ -1,0 +1,148 @@
+"""What streams do, as Prometheus reads it and as series in MLflow."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, StreamStats, read_stats, stats_file
+from mlflow_flywheel.pipelines.times import utc_now
+from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.metrics import MetricsServer, exposition
+from mlflow_flywheel.plugin.stream_series import StreamSeries
+
+NAME = 'odd"name\\'
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    opened = Context.open(Home(tmp_path / "home"))
+    opened.records.add_deployment(
+        "late-stream",
+        model_uri=f"models:/{NAME}/4",
+        model_name=NAME,
+        mode="stream",
+        config={"mode": "stream"},
+        flavor="sklearn",
+        version="4",
+        status="ready",
+    )
+    yield opened
+    opened.records.close()
+
+
+@pytest.fixture
+def worker(context: Context) -> Iterator[StatsKeeper]:
+    file = stats_file(context.home.status_file("late-stream"), 0)
+    file.parent.mkdir(parents=True)
+    keeper = StatsKeeper(file, every_seconds=0.01)
+    yield keeper
+    keeper.close()
+
+
+def samples(text: str) -> dict[str, list[Any]]:
+    """Return the samples by name, as Prometheus's own parser finds them."""
+    found: dict[str, list[Any]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample)
+    return found
+
+
+def test_a_scrape_says_what_the_workers_counted(context: Context, worker: StatsKeeper) -> None:
+    worker.count(messages=10, rows=7, skipped=1, feedback=3)
+    worker.count_refusals(["malformed", "model", "malformed"])
+    worker.answered([int(1000 * utc_now().timestamp()) - 3000] * 9)
+    worker.note(oldest_ms=int(1000 * utc_now().timestamp()) - 20_000)
+    worker.write()
+    found = samples(exposition(context))
+    labels = {"deployment": "late-stream", "model_name": NAME}
+
+    def only(name: str) -> float:
+        (sample,) = found[f"flywheel_{name}"]
+        assert sample.labels in (labels, {}), sample
+        return float(sample.value)
+
+    assert only("stream_messages_total") == 10
+    assert only("stream_rows_total") == 7
+    assert only("stream_skipped_messages_total") == 1
+    assert only("stream_labels_total") == 3
+    assert 19 < only("stream_lag_seconds") < 30
+    assert (only("stream_workers"), only("spool_bytes")) == (0, 0)
+    letters = {s.labels["refusal"]: s.value for s in found["flywheel_stream_dead_letters_total"]}
+    assert letters == {"malformed": 2, "model": 1}
+    assert found["flywheel_stream_info"][0].labels == {**labels, "model_version": "4", "model_id": ""}
+    buckets = {s.labels["le"]: s.value for s in found["flywheel_stream_latency_seconds_bucket"]}
+    assert (buckets["0.001"], buckets["2.048"], buckets["16.384"], buckets["+Inf"]) == (0, 0, 9, 9)
+    assert only("stream_latency_seconds_count") == 9
+    assert 27 <= only("stream_latency_seconds_sum") < 100
+
+
+def test_a_deployment_that_has_said_nothing_yet_has_no_figures(context: Context) -> None:
+    found = samples(exposition(context))
+    assert "flywheel_stream_messages_total" not in found
+    assert "flywheel_stream_lag_seconds" not in found
+    assert [s.value for s in found["flywheel_stream_workers"]] == [0]
+
+
+def test_the_port_is_kept_unless_somebody_took_it(context: Context) -> None:
+    server = MetricsServer(context)
+    first = server.url
+    assert samples(requests.get(first, timeout=10).text)["flywheel_stream_info"]
+    assert requests.get(first.replace("/metrics", "/"), timeout=10).status_code == 404
+    server.close()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(first.rpartition(":")[2].partition("/")[0])))
+        taken.listen()
+        server = MetricsServer(context)
+        second = server.url
+        server.close()
+    assert second != first
+    server = MetricsServer(context)
+    assert server.url == second
+    server.close()
+
+
+def test_a_stream_that_works_has_series_and_one_point_of_rest(
+    context: Context, worker: StatsKeeper, tmp_path: Path
+) -> None:
+    context.home.bind(f"sqlite:///{tmp_path}/mlflow.db")
+    context.records.update_deployment("late-stream", model_name="late")
+    client = MlflowClient(context.home.tracking_uri)
+    series = StreamSeries()
+
+    def points(name: str) -> list[float]:
+        run_id = context.records.deployment("late-stream").run_id
+        assert run_id is not None
+        return [metric.value for metric in client.get_metric_history(run_id, name)]
+
+    series.log(context)  # nothing was ever done
+    assert context.records.deployment("late-stream").run_id is None
+    worker.count(messages=100)
+    worker.answered([int(1000 * utc_now().timestamp()) - 50] * 100)
+    worker.note(oldest_ms=int(1000 * utc_now().timestamp()) - 9_000)
+    worker.write()
+    series.log(context)
+    (rate,), (lag,) = points("messages_per_second"), points("lag_seconds")
+    assert rate > 0
+    assert 9 <= lag < 20
+    assert 50 <= points("latency_p50_ms")[0] <= points("latency_p99_ms")[0] < 9_000
+    file = stats_file(context.home.status_file("late-stream"), 0)
+    worker.close()
+    stats = read_stats(context.home.status_file("late-stream"))
+    assert stats is not None
+    rest = stats.model_copy(update={"oldest_ms": None, "recent_messages": 0, "updated": utc_now()})
+    StreamStats.model_validate(rest.model_dump()).save(file)
+    for _ in range(2):
+        series.log(context)
+    assert len(points("lag_seconds")) == 2
+    assert points("messages_per_second")[-1] == 0.0
