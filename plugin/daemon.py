@@ -184,7 +184,7 @@ class Daemon:
 
     def _report(self) -> None:
         """Write the status file, whole or not at all."""
-        from .spool_size import waiting_bytes
+        from mlflow_flywheel.pipelines.backlog import waiting_bytes
 
         running = [thread.current for thread in self._tasks if thread.current is not None]
         status = {

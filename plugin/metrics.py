@@ -7,11 +7,12 @@ is chosen once and kept, so that a scraper finds it again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from mlflow_flywheel.pipelines.backlog import waiting_bytes
 from mlflow_flywheel.pipelines.generation_status import read_status
+from mlflow_flywheel.pipelines.prometheus import CONTENT_TYPE, Family, exposition
 from mlflow_flywheel.pipelines.stream.latency import cumulative
 from mlflow_flywheel.pipelines.stream.stats import StreamStats, read_stats
 from mlflow_flywheel.pipelines.times import utc_now
@@ -19,54 +20,28 @@ from mlflow_flywheel.pipelines.times import utc_now
 from .context import Context
 from .home import Home
 from .record_types import DeploymentRecord
-from .spool_size import waiting_bytes
 
 _HOST = "127.0.0.1"
 _PATH = "/metrics"
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Labels = Mapping[str, str]
-
-
-@dataclass
-class _Family:
-    """One metric with its samples; `suffix` is for the parts of a histogram."""
-
-    name: str
-    type: str
-    help: str
-    samples: list[tuple[str, Labels, float]] = field(default_factory=list)
-
-    def add(self, labels: Labels, value: float, suffix: str = "") -> None:
-        self.samples.append((suffix, labels, value))
-
-    def lines(self) -> Iterator[str]:
-        yield f"# HELP {self.name} {self.help}"
-        yield f"# TYPE {self.name} {self.type}"
-        for suffix, labels, value in self.samples:
-            inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
-            yield f"{self.name}{suffix}{{{inside}}} {value:.15g}" if inside else f"{self.name} {value:.15g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+_TOTAL = "_total"
 
 
 class _Families:
     """The metrics of one scrape."""
 
     def __init__(self) -> None:
-        def counter(name: str, help: str) -> _Family:
-            return _Family(f"flywheel_stream_{name}_total", "counter", help)
+        def counter(name: str, help: str) -> Family:
+            return Family(f"flywheel_stream_{name}", "counter", help)
 
-        def gauge(name: str, help: str) -> _Family:
-            return _Family(f"flywheel_{name}", "gauge", help)
+        def gauge(name: str, help: str) -> Family:
+            return Family(f"flywheel_{name}", "gauge", help)
 
         self.messages = counter("messages", "Messages taken from the input topic and done with")
         self.rows = counter("rows", "Messages answered")
         self.skipped = counter("skipped_messages", "Messages from before the start time, passed over")
         self.letters = counter("dead_letters", "Messages sent to the dead-letter topic, by refusal")
         self.labels = counter("labels", "Labels taken from the feedback topic")
-        self.latency = _Family(
+        self.latency = Family(
             "flywheel_stream_latency_seconds",
             "histogram",
             "Time from publishing an event to its stored answer",
@@ -87,13 +62,13 @@ class _Families:
         if stats is not None:
             self._add_stats(labels, stats)
 
-    def _add_stats(self, labels: Labels, stats: StreamStats) -> None:
-        self.messages.add(labels, stats.messages)
-        self.rows.add(labels, stats.rows)
-        self.skipped.add(labels, stats.skipped)
-        self.labels.add(labels, stats.feedback)
+    def _add_stats(self, labels: Mapping[str, str], stats: StreamStats) -> None:
+        self.messages.add(labels, stats.messages, _TOTAL)
+        self.rows.add(labels, stats.rows, _TOTAL)
+        self.skipped.add(labels, stats.skipped, _TOTAL)
+        self.labels.add(labels, stats.feedback, _TOTAL)
         for refusal, count in sorted(stats.dead_letters_by.items()):
-            self.letters.add({**labels, "refusal": refusal}, count)
+            self.letters.add({**labels, "refusal": refusal}, count, _TOTAL)
         for bound, count in cumulative(stats.latency):
             self.latency.add({**labels, "le": f"{bound:g}"}, count, "_bucket")
         self.latency.add({**labels, "le": "+Inf"}, sum(stats.latency), "_bucket")
@@ -103,11 +78,12 @@ class _Families:
         if lag is not None:
             self.lag.add(labels, lag)
 
-    def text(self) -> str:
-        return "".join(f"{line}\n" for family in vars(self).values() for line in family.lines())
+    def text(self) -> bytes:
+        families: list[Family] = list(vars(self).values())
+        return exposition(families)
 
 
-def exposition(context: Context) -> str:
+def metrics_of(context: Context) -> bytes:
     """Return the metrics of a home in Prometheus's text format."""
     families = _Families()
     for deployment in context.records.deployments(mode="stream"):
@@ -127,9 +103,9 @@ class MetricsServer:
                 if self.path.partition("?")[0] != _PATH:
                     self.send_error(404, f"only {_PATH} is here")
                     return
-                body = exposition(context).encode()
+                body = metrics_of(context)
                 self.send_response(200)
-                self.send_header("Content-Type", _CONTENT_TYPE)
+                self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

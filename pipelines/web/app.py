@@ -16,12 +16,13 @@ from werkzeug.wsgi import get_content_length
 from mlflow_flywheel.pipelines.backlog import Backlog
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
+from mlflow_flywheel.pipelines.prometheus import CONTENT_TYPE
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
 from . import docs, home, v2
 from .endpoint import Endpoint, read_body
 from .gate import Gate
-from .metrics import CONTENT_TYPE, WebMetrics
+from .metrics import WebMetrics
 from .openapi import document
 from .parsing import JSON, Parser, read_json
 from .responses import Form, confess, json_response, mlflow_form, refuse

@@ -1,25 +1,20 @@
-"""What a web deployment counts, for Prometheus: the only import of prometheus_client.
+"""What a web deployment counts, for Prometheus.
 
-Every worker process writes its counts to files in one folder, and whichever worker is asked adds them up. The folder
-is named to the library by an environment variable that it reads when it is imported, so `prepare` comes first.
+Every worker process writes its counts to files in one folder, and whichever worker is asked adds them up.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mlflow_flywheel.pipelines.backlog import Backlog
 from mlflow_flywheel.pipelines.config import ModelRef
+from mlflow_flywheel.pipelines.prometheus import Family, shared_counters, shared_exposition
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def metrics_folder(status_file: str) -> Path:
@@ -38,10 +33,7 @@ class WebMetrics:
 
     def __init__(self, status_file: str, deployment: str, model_name: str, model_version: str) -> None:
         self._folder = metrics_folder(status_file)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        os.environ[_FOLDER] = str(self._folder)
-        import prometheus_client as prometheus
-
+        prometheus = shared_counters(self._folder)
         self._labels = {
             "deployment": deployment,
             "model_name": model_name,
@@ -123,27 +115,12 @@ class WebMetrics:
 
     def text(self, backlog: Backlog) -> bytes:
         """Return the counts of all workers, and the state of their spool, in Prometheus's text format."""
-        from prometheus_client import CollectorRegistry, Gauge, generate_latest
-        from prometheus_client.multiprocess import MultiProcessCollector
-
-        self._forget_the_dead()
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        of_model = {name: value for name, value in self._labels.items() if name == "model_name"}
-        for name, help_text, value in (
-            ("flywheel_spool_bytes", "Logged and not in the inference table yet", backlog.waiting_bytes),
-            (
-                "flywheel_spool_lag_seconds",
-                "How long the oldest of it has been waiting",
-                backlog.lag_seconds,
-            ),
-            ("flywheel_rows_lost", "Answered rows that the table would not take", backlog.rows_set_aside),
-        ):
-            Gauge(name, help_text, list(of_model), registry=registry).labels(**of_model).set(value)
-        return bytes(generate_latest(registry))
-
-    def _forget_the_dead(self) -> None:
-        """Drop the gauges of workers that have gone; what they counted stays."""
-        for file in self._folder.glob("gauge_live*_*.db"):
-            if not psutil.pid_exists(int(file.stem.rpartition("_")[2])):
-                file.unlink(missing_ok=True)
+        families = [
+            Family("flywheel_spool_bytes", "gauge", "Logged and not in the inference table yet"),
+            Family("flywheel_spool_lag_seconds", "gauge", "How long the oldest of it has been waiting"),
+            Family("flywheel_rows_lost", "gauge", "Answered rows that the table would not take"),
+        ]
+        values = (backlog.waiting_bytes, backlog.lag_seconds, backlog.rows_set_aside)
+        for family, value in zip(families, values, strict=True):
+            family.add({"model_name": self._labels["model_name"]}, value)
+        return shared_exposition(self._folder, families)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_flywheel.pipelines.model import describe
+from mlflow_flywheel.pipelines.prometheus import CONTENT_TYPE as METRICS_TYPE
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 
 from .example import Example
 from .guard import OPEN_PATHS
-from .metrics import CONTENT_TYPE as METRICS_TYPE
 from .openapi_schemas import ref, schemas
 from .parsing import CSV, JSON, PARQUET
 

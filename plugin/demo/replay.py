@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, Protocol
 
+from mlflow_flywheel.pipelines.backlog import waiting_bytes
 from mlflow_flywheel.pipelines.errors import FlywheelError, Unavailable
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.spool_size import waiting_bytes
 
 from .clock import SimulatedDay, days_of, landing_after
 from .doors import Doors

@@ -16,7 +16,7 @@ from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, StreamStats, rea
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
-from mlflow_flywheel.plugin.metrics import MetricsServer, exposition
+from mlflow_flywheel.plugin.metrics import MetricsServer, metrics_of
 from mlflow_flywheel.plugin.stream_series import StreamSeries
 
 NAME = 'odd"name\\'
@@ -63,7 +63,7 @@ def test_a_scrape_says_what_the_workers_counted(context: Context, worker: StatsK
     worker.answered([int(1000 * utc_now().timestamp()) - 3000] * 9)
     worker.note(oldest_ms=int(1000 * utc_now().timestamp()) - 20_000)
     worker.write()
-    found = samples(exposition(context))
+    found = samples(metrics_of(context).decode())
     labels = {"deployment": "late-stream", "model_name": NAME}
 
     def only(name: str) -> float:
@@ -87,7 +87,7 @@ def test_a_scrape_says_what_the_workers_counted(context: Context, worker: StatsK
 
 
 def test_a_deployment_that_has_said_nothing_yet_has_no_figures(context: Context) -> None:
-    found = samples(exposition(context))
+    found = samples(metrics_of(context).decode())
     assert "flywheel_stream_messages_total" not in found
     assert "flywheel_stream_lag_seconds" not in found
     assert [s.value for s in found["flywheel_stream_workers"]] == [0]
