@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class StreamLoop:
         stats: StatsKeeper,
         stop: threading.Event,
         is_due: Callable[[Received], bool] = lambda message: True,
+        around_scoring: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._core = core
         self._input = input_format
@@ -107,6 +109,7 @@ class StreamLoop:
         self._stats = stats
         self._stop = stop
         self._is_due = is_due
+        self._around_scoring = around_scoring
 
     def run(self) -> None:
         """Work until told to stop. Raises Stopped when that happened in trouble: what is in hand comes again then."""
@@ -150,7 +153,8 @@ class StreamLoop:
                 client_request_ids=[row.event.client_request_id for row in rows],
                 event_times=[row.event.event_time for row in rows],
             )
-            parts, refused = self._patience.insist(lambda: score_isolating(self._core.score, request))
+            with self._around_scoring():
+                parts, refused = self._patience.insist(lambda: score_isolating(self._core.score, request))
             letters += [Refused(rows[i].message, "model", reason) for i, reason in refused.items()]
             answered, outgoing, more = self._answer(rows, parts)
             letters += more

@@ -33,6 +33,7 @@ from .feedback_inbox import FeedbackInbox
 from .fields import check_fields
 from .loop import StreamLoop
 from .messages import AnswerFormat, InputFormat
+from .one_core import OneCore
 from .patience import Patience, Stopped
 from .pulsar import ANOTHER_NUMBER, Connection, Consumer
 from .settings import bodies_of, feedback_subscription, letters_subscription, load_stream_config, start_ms
@@ -75,6 +76,8 @@ class Worker:
         with ExitStack() as parts:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
+            cores = OneCore()
+            parts.enter_context(cores.together())
             # What goes out has a client of its own: its thread waits for Python at each receipt.
             outward = parts.enter_context(Connection.of(self._config))
             inward = parts.enter_context(
@@ -83,7 +86,7 @@ class Worker:
                     first_number=1 + self._stats.now.starts % (ANOTHER_NUMBER - 1),
                 )
             )
-            loop, inbox = self._open_loop(inward, outward, core)
+            loop, inbox = self._open_loop(inward, outward, core, cores)
             feedback = self._open_feedback(inward, parts)
             serving()
             self._stats.note(trouble=None)
@@ -101,7 +104,7 @@ class Worker:
             inbox.settle()
 
     def _open_loop(
-        self, inward: Connection, outward: Connection, core: ScoringCore
+        self, inward: Connection, outward: Connection, core: ScoringCore, cores: OneCore
     ) -> tuple[StreamLoop, Consumer]:
         config = self._config
         by_key = config.ordering == "key"
@@ -128,6 +131,7 @@ class Worker:
             patience=self._patience,
             stats=self._stats,
             stop=self._stop,
+            around_scoring=cores.apart,
             is_due=lambda message: message.publish_ms >= start,
         )
         return loop, inbox
