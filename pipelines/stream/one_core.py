@@ -14,12 +14,15 @@ _KNOWN = hasattr(os, "sched_setaffinity")  # Linux
 
 
 class OneCore:
-    """One of the cores that this process may use. The calling thread, and those that it starts, can be kept on it."""
+    """One of the cores that this process may use. The calling thread, and those that it starts, can be kept on it.
 
-    def __init__(self) -> None:
+    `place` chooses it: places in a row are cores in a row.
+    """
+
+    def __init__(self, place: int) -> None:
         self._all = os.sched_getaffinity(0) if _KNOWN else set()
         cores = sorted(self._all)
-        self._one = {cores[os.getpid() % len(cores)]} if cores else set()
+        self._one = {cores[place % len(cores)]} if cores else set()
 
     @contextmanager
     def together(self) -> Iterator[None]:

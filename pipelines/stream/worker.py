@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -45,8 +46,9 @@ _log = logging.getLogger(__name__)
 class Worker:
     """A worker's parts and their lives; `run` returns after SIGTERM."""
 
-    def __init__(self, config: StreamConfig, scorer: Scorer, stats: StatsKeeper) -> None:
+    def __init__(self, config: StreamConfig, scorer: Scorer, stats: StatsKeeper, number: int = 0) -> None:
         self._config = config
+        self._number = number
         self._scorer = scorer
         self._stats = stats
         self._stop = threading.Event()
@@ -76,7 +78,7 @@ class Worker:
         with ExitStack() as parts:
             if self._config.embedded:
                 parts.callback(Mark(self._config.status_file).remove)
-            cores = OneCore()
+            cores = OneCore(zlib.crc32(self._config.deployment.encode()) + self._number)
             parts.enter_context(cores.together())
             # What goes out has a client of its own: its thread waits for Python at each receipt.
             outward = parts.enter_context(Connection.of(self._config))
@@ -191,7 +193,7 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
         return 0
     stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats))
     _watch(config, stats)  # at once: a predecessor's ghost may hold messages back
-    worker = Worker(config, scorer, stats)
+    worker = Worker(config, scorer, stats, number)
     for told in (signal.SIGTERM, signal.SIGINT):
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=worker.stop).start())
