@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types-view bench-loop bench-web
+.PHONY: setup demo test lint types-view bench-batch bench-loop bench-web
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench-batch: setup
+	$(BIN)/python benchmarks/batch.py
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py

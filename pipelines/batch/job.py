@@ -1,14 +1,16 @@
 """One batch job: read, score, log, write; exactly once, however often it is killed and started again.
 
-Order, per chunk: predict and commit to the inference table (in a transaction named by job and chunk), then write the
-answers. Per file: make the answers visible, then remember the file. After a kill the unfinished file is scored again
-with the same ids: what the table has is skipped there, and the answers were not visible yet.
+A file is cut into chunks, which are scored several at a time, and its chunks into pieces, which are committed. Order,
+per piece: commit to the inference table (in a transaction named by job and piece), then to a Delta output. Per file:
+make a Parquet output visible, then remember the file. After a kill the unfinished file is cut the same way again, with
+the same ids: what a table has is skipped there, and what was not visible is made again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,19 +22,23 @@ import pyarrow as pa
 
 from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
-from mlflow_flywheel.pipelines.ids import batch_prediction_ids
-from mlflow_flywheel.pipelines.inference_table import DirectLog, InferenceTable
-from mlflow_flywheel.pipelines.model import Predictions, Scorer, describe, load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, PredictionLog, Request, ScoringCore
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.log_filters import check_excluded
+from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
-from .columns import caller_ids, event_times, with_parsed_times
+from .answering import Answered, Answerer, Chunk
+from .fitting import features_of
+from .flow import Stage, ahead, cores, mapped
 from .inputs import InputFile, find_inputs
-from .outputs import ID_COLUMN, Output, answers_of
+from .outputs import ID_COLUMN, Output, Pieces, Sink
 from .readers import peek, read_chunks
+from .rejects import Reject, RejectsFile
 from .state import DoneFile, JobState, SeenInputs, locked
-from .wanted import Retype, Wanted
+from .wanted import Drop, Retype, Wanted
 
 T = TypeVar("T")
+_READ_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class BatchResult:
     seconds: float
     outputs: tuple[str, ...]
     id_column: str = ID_COLUMN
+    rows_rejected: int = 0
+    files_rejected: int = 0
+    rejects: tuple[str, ...] = ()
 
 
 def run_batch(
@@ -66,9 +75,10 @@ def run_batch(
     """Score the input and return when every answer is in the output and, unless `log` is off, in the table.
 
     A job that was killed goes on where it was; a finished one does nothing again. Without `scorer` the model is loaded
-    from the configuration, and only when there is something to score. Raises BadInput that names the file and the
-    column for input that does not fit, before anything is scored where its header or schema can tell, NotFound for
-    input that does not exist and Unavailable while the same job, or another incremental one, is running.
+    from the configuration, and only when there is something to score. Raises BadInput that names the file, the column
+    and the row for input that does not fit, before anything is scored where its header or schema can tell, unless
+    `on_error` is skip; NotFound for input that does not exist and Unavailable while the same job, or another
+    incremental one, is running.
     """
     started = time.perf_counter()
     if scorer is not None and (scorer.ref.name, scorer.ref.version) != (
@@ -94,9 +104,8 @@ def run_batch(
 
 def _work(config: BatchConfig) -> dict[str, Any]:
     """Return what must not change between two starts of a job, or rows would be answered twice or differently."""
-    same = ("input", "output", "log", "chunk_rows", "id_column", "timestamp_column", "incremental", "tables")
-    work: dict[str, Any] = {name: getattr(config, name) for name in same}
-    return {"model": describe(config.model), "passthrough": list(config.passthrough), **work}
+    free = {"model", "deployment", "variant", "state_dir", "job_id", "threads"}
+    return {"model": describe(config.model), **config.model_dump(mode="json", exclude=free)}
 
 
 class _Job:
@@ -125,21 +134,33 @@ class _Job:
             self._check_fit(files)
             state.plan(files)
         output = Output(config.output, config.job_id, config.input, state.files)
-        chunk = 0
+        piece = 0
         for index, file in enumerate(state.files):
             done = state.done.get(index)
-            if done is None or not output.holds(done.output):
-                done = self._score(index, file, output, chunk)
+            if done is None or not output.holds(done):
+                done = self._score(index, file, output, piece)
                 if self._seen is not None:
                     self._seen.add(file)
                 state.finish(done)
             self._rows += done.rows
-            chunk += done.chunks
+            piece += done.pieces
             self._tell(self._rows)
-        rows = sum(done.rows for done in state.done.values())
-        outputs = tuple(dict.fromkeys(state.done[index].output for index in sorted(state.done)))
-        seconds = time.perf_counter() - self._started
-        return BatchResult(config.job_id, rows, rows, len(state.files), seconds, outputs)
+        return self._result()
+
+    def _result(self) -> BatchResult:
+        done = [self._state.done[index] for index in sorted(self._state.done)]
+        rows, rejected = sum(file.rows for file in done), sum(file.rejected for file in done)
+        return BatchResult(
+            job_id=self._config.job_id,
+            rows_in=rows + rejected,
+            rows_out=rows,
+            files=len(self._state.files),
+            seconds=time.perf_counter() - self._started,
+            outputs=tuple(dict.fromkeys(file.output for file in done if not file.unread)),
+            rows_rejected=rejected,
+            files_rejected=sum(file.unread for file in done),
+            rejects=tuple(file.rejects for file in done if file.rejects is not None),
+        )
 
     def _new_inputs(self) -> list[InputFile]:
         files = find_inputs(self._config.input)
@@ -156,56 +177,95 @@ class _Job:
 
     def _check_fit(self, files: Sequence[InputFile]) -> None:
         """Refuse a job over several files before any is scored, where names and types can tell."""
-        if len(files) < 2:
+        if len(files) < 2 or self._lenient:
             return
-        wanted = self._wanted
         for file in files:
             with _naming(file):
-                _features(_retyping(partial(peek, file, wanted)), wanted)
+                features_of(_retyping(partial(peek, file, self._wanted)), self._wanted.features)
 
-    def _score(self, index: int, file: InputFile, output: Output, first_chunk: int) -> DoneFile:
-        def attempt(types: Mapping[str, pa.DataType]) -> DoneFile:
-            rows = chunks = 0
-            core = ScoringCore(
-                self._loaded,
-                deployment=self._config.deployment,
-                mode="batch",
-                variant=self._config.variant,
-                log=self._log(first_chunk),
+    def _score(self, index: int, file: InputFile, output: Output, first_piece: int) -> DoneFile:
+        with closing(RejectsFile(output.rejects(file))) as rejects:
+            try:
+                with _naming(file):
+                    done = _retyping(partial(self._attempt, index, file, output, first_piece))
+            except BadInput as error:
+                if not self._lenient:
+                    raise
+                rejects.add(Reject(file.path, error.message))
+                rejects.finish()
+                return DoneFile(index, 0, 1, str(output.target(file)), 0, str(rejects.target), unread=True)
+        return done
+
+    def _attempt(
+        self,
+        index: int,
+        file: InputFile,
+        output: Output,
+        first_piece: int,
+        types: Mapping[str, pa.DataType],
+    ) -> DoneFile:
+        """Score a file, reading these columns as these types."""
+        with ExitStack() as stack:
+            sink = stack.enter_context(closing(output.sink(file, first_piece)))
+            rejects = stack.enter_context(closing(RejectsFile(output.rejects(file))))
+            logged = stack.enter_context(closing(self._pieces(first_piece)))
+            writer = stack.enter_context(closing(_PieceByPiece(logged, sink, self._chunks_per_piece)))
+            drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
+            chunks = ahead(
+                _numbered(read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)), _READ_AHEAD
             )
-            with closing(output.sink(file)) as sink:
-                for chunk in read_chunks(file, self._wanted, self._config.chunk_rows, types):
-                    sink.write(self._answer(core, file, chunk, rows), first_chunk + chunks)
-                    rows, chunks = rows + chunk.num_rows, chunks + bool(chunk.num_rows)
-                    self._tell(self._rows + rows)
-                file.check_unchanged()
-                return DoneFile(index, rows, chunks, sink.finish())
+            stack.enter_context(closing(chunks))
+            answered = stack.enter_context(
+                closing(mapped(chunks, self._answerer(file, types), self._threads))
+            )
+            rows = 0
+            for answer in answered:
+                writer.write(answer)
+                rejects.add(*answer.rejects)
+                rows += answer.rows
+                self._tell(self._rows + rows)
+            pieces = writer.settle()
+            file.check_unchanged()
+            rejects.finish()
+            target = str(rejects.target) if rejects.count else None
+            return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target)
 
-        with _naming(file):
-            return _retyping(attempt)
+    def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType]) -> Answerer:
+        as_text = {name for name, kind in types.items() if kind == pa.string()} & set(
+            self._wanted.features.names
+        )
+        table = self._table_schema if self._config.log else None
+        return Answerer(self._config, self._core, self._wanted, file, self._state.started, table, as_text)
 
-    def _answer(self, core: ScoringCore, file: InputFile, chunk: pa.Table, first_row: int) -> pa.Table:
-        """Score and log one chunk; return its rows of the output."""
-        wanted = self._wanted
-        kept = wanted.kept(chunk.column_names)
-        features = _features(chunk, wanted)
-        ids = batch_prediction_ids(
-            self._config.job_id, file.digest, range(first_row, first_row + chunk.num_rows)
-        )
-        if not ids:  # no model is asked to predict nothing
-            return answers_of(chunk, kept, ids, _no_predictions(core.scorer))
-        request = Request(
-            features=features,
-            prediction_ids=ids,
-            client_request_ids=caller_ids(chunk, wanted.id_column),
-            event_times=event_times(chunk, wanted.timestamp_column),
-            request_time=self._state.started,
-        )
-        return answers_of(chunk, kept, ids, core.score(request).predictions)
+    def _pieces(self, first_piece: int) -> Pieces | _NoPieces:
+        if not self._config.log:
+            return _NoPieces()
+        return Pieces(self._table.predictions, f"batch:{self._config.job_id}", first_piece)
+
+    @property
+    def _lenient(self) -> bool:
+        return self._config.on_error == "skip"
+
+    @property
+    def _threads(self) -> int:
+        return self._config.threads or cores()
+
+    @property
+    def _chunks_per_piece(self) -> int:
+        return max(1, self._config.commit_rows // self._config.chunk_rows)
 
     @cached_property
     def _loaded(self) -> Scorer:
-        return self._scorer or load_scorer(self._config.model)
+        scorer = self._scorer or load_scorer(self._config.model)
+        check_excluded(self._config.log_exclude, scorer.schema)
+        return scorer
+
+    @cached_property
+    def _core(self) -> ScoringCore:
+        config = self._config
+        return ScoringCore(
+            self._loaded, deployment=config.deployment, mode="batch", variant=config.variant, log=NullLog()
+        )
 
     @cached_property
     def _wanted(self) -> Wanted:
@@ -218,12 +278,9 @@ class _Job:
         table.ensure(self._loaded.schema, self._loaded.kind)
         return table
 
-    def _log(self, first_chunk: int) -> PredictionLog:
-        return (
-            DirectLog(self._table, f"batch:{self._config.job_id}", first_chunk)
-            if self._config.log
-            else NullLog()
-        )
+    @cached_property
+    def _table_schema(self) -> pa.Schema:
+        return self._table.predictions.schema()
 
     def _tell(self, rows: int) -> None:
         if self._progress is not None:
@@ -231,13 +288,72 @@ class _Job:
             self._progress(BatchProgress(rows, len(self._state.done), len(self._state.files), seconds))
 
 
-def _features(chunk: pa.Table, wanted: Wanted) -> pa.Table:
-    return wanted.features.from_table(with_parsed_times(chunk, wanted.features))
+class _PieceByPiece:
+    """Hands a file's answers to the table's and the output's writers, which work at the same time.
+
+    A piece is committed to the table before it becomes visible in the output.
+    """
+
+    def __init__(self, logged: Pieces | _NoPieces, sink: Sink, chunks_per_piece: int) -> None:
+        self._logged = logged
+        self._sink = sink
+        self._chunks_per_piece = chunks_per_piece
+        self._logging, self._writing = Stage("batch-log"), Stage("batch-write")
+        self._chunks = self._pieces = 0
+
+    def write(self, answer: Answered) -> None:
+        if answer.logged is not None:
+            self._logging.do(self._logged.write, answer.logged)
+        self._writing.do(self._sink.write, answer.answers)
+        self._chunks += 1
+        if self._chunks % self._chunks_per_piece == 0:
+            self._end_piece()
+
+    def settle(self) -> int:
+        """Return how many pieces there were when all are committed."""
+        if self._chunks % self._chunks_per_piece:
+            self._end_piece()
+        self._logging.settle()
+        self._writing.settle()
+        return self._pieces
+
+    def close(self) -> None:
+        self._logging.close()
+        self._writing.close()
+
+    def _end_piece(self) -> None:
+        committed = self._logging.do(self._logged.end_piece)
+        self._writing.do(_after, committed, self._sink.end_piece)
+        self._pieces += 1
 
 
-def _no_predictions(scorer: Scorer) -> Predictions:
-    values = pa.nulls(0, pa.string() if scorer.kind == "string" else pa.float64())
-    return Predictions(values, pa.nulls(0, pa.list_(pa.float64())) if scorer.classes else None, [])
+class _NoPieces:
+    """What keeps nothing, for log=none."""
+
+    def write(self, rows: pa.Table) -> None:
+        return None
+
+    def end_piece(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def _after(earlier: Future[None], work: Callable[[], None]) -> None:
+    earlier.result()
+    work()
+
+
+def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
+    first_row = 0
+    for rows in chunks:
+        yield Chunk(first_row, rows)
+        first_row += rows.num_rows
+
+
+def _dropped(file: InputFile, rejects: RejectsFile, line: int | None, reason: str) -> None:
+    rejects.add(Reject(file.path, reason, line=line))
 
 
 def _retyping(read: Callable[[Mapping[str, pa.DataType]], T]) -> T:

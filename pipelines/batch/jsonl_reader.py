@@ -17,7 +17,7 @@ import pyarrow.json as pajson
 
 from mlflow_flywheel.pipelines.errors import BadInput
 
-from .wanted import Retype, Wanted, misfit, unreadable
+from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
 _BLOCK_BYTES = 8 * 1024 * 1024
 _LONGEST_LINE = 8 * _BLOCK_BYTES
@@ -31,7 +31,9 @@ class _Block:
     first_line: int
 
 
-def read_jsonl(path: str, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+def read_jsonl(
+    path: str, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None = None
+) -> Iterator[pa.Table]:
     """Yield an empty table with the schema, then the rows; a key that a line lacks is null in that row.
 
     A feature of which the first line has no key and the first block no value is left out, for the schema to miss.

@@ -15,12 +15,15 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_flywheel.pipelines.delta import DeltaLog
+from mlflow_flywheel.pipelines.delta import Commit, DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.model import Predictions
+from mlflow_flywheel.pipelines.parquet_parts import open_parquet
 from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
 from .inputs import DELTA_PREFIX, InputFile, is_delta, local_path, searched_folder
+from .rejects import FOLDER
+from .state import DoneFile
 
 ID_COLUMN = "prediction_id"
 _ANSWERS = ("prediction", "prediction_proba")
@@ -29,7 +32,13 @@ _ANSWERS = ("prediction", "prediction_proba")
 class Sink(Protocol):
     """Takes the answers of one input file, chunk by chunk."""
 
-    def write(self, answers: pa.Table, chunk: int) -> None: ...
+    settled: int
+    """The last piece of the job that is visible for good; -1 for none."""
+
+    def write(self, answers: pa.Table) -> None: ...
+
+    def end_piece(self) -> None:
+        """Make a piece visible, where that is possible before the file is complete."""
 
     def finish(self) -> str:
         """Make the answers visible and return where they are."""
@@ -70,31 +79,44 @@ class Output:
         name = file.relative if file.relative.endswith(".parquet") else f"{file.relative}.parquet"
         return self._path / name
 
-    def sink(self, file: InputFile) -> Sink:
+    def sink(self, file: InputFile, first_piece: int) -> Sink:
         """Open the place for one input's answers."""
         target = self.target(file)
-        return _DeltaSink(str(target), self._job_id) if self.is_delta else _ParquetSink(target, self._job_id)
+        if self.is_delta:
+            return _DeltaSink(str(target), self._job_id, first_piece)
+        return _ParquetSink(target, self._job_id)
 
-    def holds(self, output: str) -> bool:
-        """Tell whether an output that `finish` returned is still there."""
-        return self.is_delta or os.path.exists(output)
+    def rejects(self, file: InputFile) -> Path:
+        """Return the file for what is set aside of an input."""
+        if self._single:
+            return self._path.with_suffix(".rejects.jsonl")
+        return self._path / FOLDER / f"{file.relative}.jsonl"
+
+    def holds(self, done: DoneFile) -> bool:
+        """Tell whether the answers of a file that was done are still there."""
+        return self.is_delta or done.unread or os.path.exists(done.output)
 
 
 class _ParquetSink:
+    settled = -1
+
     def __init__(self, target: Path, job_id: str) -> None:
         job = hashlib.sha256(job_id.encode()).hexdigest()[:8]
         self._target = target
         self._partial = target.with_name(f".{target.name}.{job}.partial")
         self._writer: pq.ParquetWriter | None = None
 
-    def write(self, answers: pa.Table, chunk: int) -> None:
+    def write(self, answers: pa.Table) -> None:
         try:
             if self._writer is None:
                 self._partial.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pq.ParquetWriter(self._partial, answers.schema)
+                self._writer = open_parquet(str(self._partial), answers)
             self._writer.write_table(answers)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def end_piece(self) -> None:
+        return None
 
     def finish(self) -> str:
         assert self._writer is not None, "every input has at least one chunk, if an empty one"
@@ -117,21 +139,73 @@ class _ParquetSink:
 
 
 class _DeltaSink:
-    def __init__(self, location: str, job_id: str) -> None:
+    def __init__(self, location: str, job_id: str, first_piece: int) -> None:
         self._log = DeltaLog(location)
-        self._stream = f"batch-output:{job_id}"
+        self._pieces = Pieces(self._log, f"batch-output:{job_id}", first_piece)
+        self.settled = self._pieces.settled
 
-    def write(self, answers: pa.Table, chunk: int) -> None:
+    def write(self, answers: pa.Table) -> None:
         if answers.num_rows:
-            rows = answers.cast(pa.schema([_storable(column) for column in answers.schema]))
-            self._log.ensure(rows.schema)
-            self._log.append(rows, {self._stream: chunk})
+            have = self._log.ensure(pa.schema([_storable(column) for column in answers.schema]))
+            self._pieces.write(_as_in(answers, have))
+
+    def end_piece(self) -> None:
+        self._pieces.end_piece()
 
     def finish(self) -> str:
         return self._log.uri
 
     def close(self) -> None:
-        return None
+        self._pieces.close()
+
+
+class Pieces:
+    """Rows that a job adds to a Delta table, a commit for each piece, and each piece once however often it is tried."""
+
+    def __init__(self, log: DeltaLog, app: str, first_piece: int) -> None:
+        self._log = log
+        self._app = app
+        self._name = hashlib.sha256(app.encode()).hexdigest()[:16]
+        self._piece = first_piece
+        self._commit: Commit | None = None
+        self.settled = log.committed([app])[app] if log.exists else -1
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows to the piece; of one that is settled nothing is written again."""
+        if self._piece <= self.settled:
+            return
+        if self._commit is None:
+            name = f"part-{self._name}-{self._piece:06}"
+            self._commit = self._log.growing_commit(name, self._app, self._piece)
+        self._commit.write(rows)
+
+    def end_piece(self) -> None:
+        """Commit the piece, if it has rows, and begin the next one."""
+        if self._commit is not None:
+            self._commit.commit()
+            self._commit = None
+        self._piece += 1
+
+    def close(self) -> None:
+        """Drop the rows that were not committed."""
+        if self._commit is not None:
+            self._commit.drop()
+
+
+def _as_in(rows: pa.Table, have: pa.Schema) -> pa.Table:
+    """Give answers the columns and types of the table that they go to."""
+    columns = []
+    for column in have:
+        if column.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, column.type))
+            continue
+        try:
+            columns.append(rows[column.name].cast(column.type))
+        except pa.ArrowException as error:
+            raise BadInput(
+                f"column {column.name!r} is {rows[column.name].type}, but {column.type} in the output table: {error}"
+            ) from None
+    return pa.table(columns, schema=have)
 
 
 def _storable(column: pa.Field) -> pa.Field:
@@ -141,9 +215,7 @@ def _storable(column: pa.Field) -> pa.Field:
     return column.with_type(TIMESTAMP) if pa.types.is_timestamp(column.type) else column
 
 
-def answers_of(
-    chunk: pa.Table, kept: Sequence[str], ids: Sequence[str], predictions: Predictions
-) -> pa.Table:
+def answers_of(chunk: pa.Table, kept: Sequence[str], ids: pa.Array, predictions: Predictions) -> pa.Table:
     """Put ids, the kept input columns and the predictions side by side.
 
     Raises BadInput when a kept column has the name of one of ours.
@@ -154,7 +226,7 @@ def answers_of(
                 f"column {name!r} would be kept, but the output has one of its own; name the columns to keep with "
                 "passthrough, without it"
             )
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {ID_COLUMN: pa.array(ids, pa.string())}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {ID_COLUMN: ids}
     columns.update((name, chunk[name]) for name in kept)
     columns[_ANSWERS[0]] = predictions.values
     if predictions.proba is not None:

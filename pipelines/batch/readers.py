@@ -12,21 +12,26 @@ from mlflow_flywheel.pipelines.delta import DeltaLog
 from .csv_reader import read_csv
 from .inputs import InputFile
 from .jsonl_reader import read_jsonl
-from .wanted import UNREADABLE, Wanted, unreadable
+from .wanted import UNREADABLE, Drop, Wanted, unreadable
 
 _ROWS_PER_READ = 65_536
 
 
 def read_chunks(
-    file: InputFile, wanted: Wanted, rows: int, types: Mapping[str, pa.DataType] | None = None
+    file: InputFile,
+    wanted: Wanted,
+    rows: int,
+    types: Mapping[str, pa.DataType] | None = None,
+    drop: Drop | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the file's rows in order, `rows` at a time; an empty file yields one empty table.
 
-    Chunks depend on the file and `rows` alone, so a job that is run again cuts it the same way.
+    Chunks depend on the file and the arguments alone, so a job that is run again cuts it the same way. With `drop`
+    lines that are no rows are left out, and features with odd values are read as text.
     Raises BadInput that names the file and the column, or Retype when `types` must be other ones.
     """
     try:
-        yield from _rechunk(_tables(file, wanted, types or {}), rows)
+        yield from _rechunk(_tables(file, wanted, types or {}, drop), rows)
     except UNREADABLE as error:
         raise unreadable(file.path, file.format, error) from None
 
@@ -34,16 +39,18 @@ def read_chunks(
 def peek(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """Return a table with the file's columns and types, and few of its rows or none; raises as `read_chunks` does."""
     try:
-        return next(_tables(file, wanted, types or {}))
+        return next(_tables(file, wanted, types or {}, None))
     except UNREADABLE as error:
         raise unreadable(file.path, file.format, error) from None
 
 
-def _tables(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+def _tables(
+    file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None
+) -> Iterator[pa.Table]:
     if file.format == "csv":
-        return read_csv(file.path, wanted, types)
+        return read_csv(file.path, wanted, types, drop)
     if file.format == "jsonl":
-        return read_jsonl(file.path, wanted, types)
+        return read_jsonl(file.path, wanted, types, drop)
     return _read_parquet(file, wanted) if file.format == "parquet" else _read_delta(file, wanted)
 
 

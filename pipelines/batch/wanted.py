@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 
 UNREADABLE = (pa.ArrowException, OSError, EOFError)
+Drop = Callable[[int | None, str], None]
+"""Told of each line that a reader leaves out, with its number from 1 and the reason."""
 
 
 @dataclass(frozen=True)

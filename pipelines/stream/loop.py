@@ -20,10 +20,10 @@ from typing import Any
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.ids import stream_prediction_id
+from mlflow_flywheel.pipelines.isolation import Part, score_isolating
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
 from .dead_letters import DeadLetters, publish_all
-from .isolation import Part, score_isolating
 from .messages import PREDICTION_ID, AnswerFormat, Event, InputFormat, Poison
 from .patience import Patience
 from .pulsar import Consumer, Publisher

@@ -6,13 +6,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from support.cores import NAME, SCHEMA, tiny_core, tiny_request, tiny_scorer
+from support.cores import NAME, SCHEMA, DirectLog, tiny_core, tiny_request, tiny_scorer
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import shadow_prediction_id, stream_prediction_id
-from mlflow_flywheel.pipelines.inference_table import DirectLog, InferenceTable
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog, model_spool
