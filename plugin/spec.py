@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
+from mlflow_flywheel.pipelines.config import Durability, Frozen, OnError, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 
 Mode = Literal["web", "stream", "batch"]
@@ -41,6 +41,17 @@ class CommonSpec(Frozen):
     log: Literal["all", "none"] = Field(
         "all", description="write every prediction to the inference table, or none"
     )
+    log_exclude: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (),
+        description="features to leave out of the inference table (null there), comma-separated; neither monitors nor "
+        "retraining can use them then",
+    )
+    log_sample: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the rows to log, chosen by a hash of client_request_id (else prediction_id)",
+    )
     id_column: str | None = Field(
         None, description="input column with your own key of a row (client_request_id); labels may use it"
     )
@@ -56,17 +67,6 @@ class OnlineSpec(CommonSpec):
     durability: Durability = Field(
         "process",
         description="what an answered prediction survives: a killed process, or a power cut (slower)",
-    )
-    log_exclude: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
-        (),
-        description="features to leave out of the inference table (null there), comma-separated; neither monitors nor "
-        "retraining can use them then",
-    )
-    log_sample: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the rows to log, chosen by a hash of client_request_id (else prediction_id)",
     )
 
 
@@ -236,7 +236,18 @@ class BatchSpec(CommonSpec):
     passthrough: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         ("*",), description="input columns to repeat in the output, comma-separated; * is all of them"
     )
+    on_error: OnError = Field(
+        "fail",
+        description="a row or file that does not fit, or on which the model raises, fails the run, or is set aside in a "
+        "file of rejects beside the answers (skip)",
+    )
     chunk_rows: int = Field(65_536, ge=1, description="rows scored at once: bounds the memory")
+    commit_rows: int = Field(
+        1_048_576,
+        ge=1,
+        description="rows that become visible in the inference table (and a Delta output) at once",
+    )
+    threads: int = Field(0, ge=0, le=256, description="chunks scored at the same time; 0 is one per core")
 
     @field_validator("timezone")
     @classmethod

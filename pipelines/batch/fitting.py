@@ -13,7 +13,9 @@ from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema, short
 
 from .columns import is_text, parsed_or_null, with_parsed_times
+from .wanted import Wanted
 
+_NUMBER = r"^-?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)$"
 _LIMITS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 
@@ -38,14 +40,18 @@ def features_of(chunk: pa.Table, schema: FeatureSchema) -> pa.Table:
     return schema.from_table(with_parsed_times(chunk, schema))
 
 
-def misfits(chunk: pa.Table, schema: FeatureSchema, read_as_text: Collection[str]) -> list[Misfit]:
+def misfits(chunk: pa.Table, wanted: Wanted, read_as_text: Collection[str]) -> list[Misfit]:
     """Return the first reason of each row that does not fit, by place.
 
     Empty where not the rows but the columns are wrong: missing, twice, or of a type of which no value could fit.
     `read_as_text` names the features whose text a reader could not take for their type; others' is never parsed.
     """
     found: dict[int, Misfit] = {}
-    for feature in schema.features:
+    times = wanted.timestamp_column
+    looked_at = list(wanted.features.features)
+    if times is not None and times not in wanted.features.names:
+        looked_at.append(Feature(times, "datetime", required=False))
+    for feature in looked_at:
         if feature.name not in chunk.column_names:
             continue
         column = chunk[feature.name]
@@ -101,18 +107,13 @@ def _unfit(feature: Feature, column: pa.ChunkedArray, shown: pa.ChunkedArray) ->
 
 
 def _parsed(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Parse text value by value; what is no number, or no truth, becomes null."""
-    import pandas as pd
-
-    text = column.cast(pa.string())
+    """Parse text value by value, as Arrow does; what is no number, or no truth, becomes null."""
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
     if feature.type == "boolean":
-        words = pc.utf8_lower(text)
-        truth = pc.is_in(words, pa.array(["true", "1"]))
-        known = pc.is_in(words, pa.array(["true", "false", "1", "0"]))
-        return pc.if_else(known, truth, pa.scalar(None, pa.bool_()))
-    numbers = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
-    kept = pc.or_(pa.array(~np.isnan(numbers)), pc.equal(pc.utf8_lower(text), "nan").combine_chunks())
-    return pa.chunked_array([pc.if_else(kept, pa.array(numbers), pa.scalar(None, pa.float64()))])
+        known = pc.is_in(text, pa.array(["true", "false", "1", "0"]))
+        return pc.if_else(known, pc.is_in(text, pa.array(["true", "1"])), pa.scalar(None, pa.bool_()))
+    numbers = pc.match_substring_regex(text, _NUMBER)
+    return pc.if_else(numbers, text, pa.scalar(None, pa.string())).cast(pa.float64())
 
 
 def _lost(before: pa.ChunkedArray, after: pa.ChunkedArray) -> np.ndarray:

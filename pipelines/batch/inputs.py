@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from mlflow_flywheel.pipelines.delta import DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound
 
 Format = Literal["parquet", "csv", "jsonl", "delta"]
@@ -88,6 +87,8 @@ def find_inputs(spec: str) -> list[InputFile]:
     """
     location = local_path(spec.removeprefix(DELTA_PREFIX), "input")
     if spec.startswith(DELTA_PREFIX) or is_delta(location):
+        from mlflow_flywheel.pipelines.delta import DeltaLog
+
         return [InputFile(location, Path(location).name, "delta", 0, DeltaLog(location).version())]
     if os.path.isdir(location):
         return [_input_file(path, location, form) for path, form in _walk(location)]

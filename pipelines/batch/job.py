@@ -8,6 +8,7 @@ the same ids: what a table has is skipped there, and what was not visible is mad
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,14 +16,13 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
-from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
 from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
@@ -31,11 +31,16 @@ from .answering import Answered, Answerer, Chunk
 from .fitting import features_of
 from .flow import Stage, ahead, cores, mapped
 from .inputs import InputFile, find_inputs
-from .outputs import ID_COLUMN, Output, Pieces, Sink
+from .outputs import ID_COLUMN, Output, Sink
 from .readers import peek, read_chunks
 from .rejects import Reject, RejectsFile
 from .state import DoneFile, JobState, SeenInputs, locked
 from .wanted import Drop, Retype, Wanted
+
+if TYPE_CHECKING:
+    from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
+    from .delta_output import Pieces
 
 T = TypeVar("T")
 _READ_AHEAD = 2
@@ -215,9 +220,9 @@ class _Job:
                 _numbered(read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)), _READ_AHEAD
             )
             stack.enter_context(closing(chunks))
-            answered = stack.enter_context(
-                closing(mapped(chunks, self._answerer(file, types), self._threads))
-            )
+            settled = min(logged.settled, sink.settled) - first_piece + 1
+            answerer = self._answerer(file, types, settled * self._chunks_per_piece)
+            answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:
                 writer.write(answer)
@@ -230,16 +235,23 @@ class _Job:
             target = str(rejects.target) if rejects.count else None
             return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target)
 
-    def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType]) -> Answerer:
-        as_text = {name for name, kind in types.items() if kind == pa.string()} & set(
-            self._wanted.features.names
+    def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:
+        return Answerer(
+            self._config,
+            self._core,
+            self._wanted,
+            file,
+            self._state.started,
+            self._table_schema if self._config.log else None,
+            {name for name, kind in types.items() if kind == pa.string()},
+            0 if self._lenient else settled,  # what was set aside is not remembered
         )
-        table = self._table_schema if self._config.log else None
-        return Answerer(self._config, self._core, self._wanted, file, self._state.started, table, as_text)
 
     def _pieces(self, first_piece: int) -> Pieces | _NoPieces:
         if not self._config.log:
             return _NoPieces()
+        from .delta_output import Pieces
+
         return Pieces(self._table.predictions, f"batch:{self._config.job_id}", first_piece)
 
     @property
@@ -274,6 +286,8 @@ class _Job:
 
     @cached_property
     def _table(self) -> InferenceTable:
+        from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
         table = InferenceTable.open(self._config.tables, self._config.model.name)
         table.ensure(self._loaded.schema, self._loaded.kind)
         return table
@@ -304,7 +318,8 @@ class _PieceByPiece:
     def write(self, answer: Answered) -> None:
         if answer.logged is not None:
             self._logging.do(self._logged.write, answer.logged)
-        self._writing.do(self._sink.write, answer.answers)
+        if answer.answers is not None:
+            self._writing.do(self._sink.write, answer.answers)
         self._chunks += 1
         if self._chunks % self._chunks_per_piece == 0:
             self._end_piece()
@@ -330,6 +345,8 @@ class _PieceByPiece:
 class _NoPieces:
     """What keeps nothing, for log=none."""
 
+    settled = sys.maxsize
+
     def write(self, rows: pa.Table) -> None:
         return None
 
@@ -347,8 +364,8 @@ def _after(earlier: Future[None], work: Callable[[], None]) -> None:
 
 def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
     first_row = 0
-    for rows in chunks:
-        yield Chunk(first_row, rows)
+    for number, rows in enumerate(chunks):
+        yield Chunk(number, first_row, rows)
         first_row += rows.num_rows
 
 

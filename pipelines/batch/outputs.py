@@ -15,11 +15,9 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_flywheel.pipelines.delta import Commit, DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.model import Predictions
 from mlflow_flywheel.pipelines.parquet_parts import open_parquet
-from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
 from .inputs import DELTA_PREFIX, InputFile, is_delta, local_path, searched_folder
 from .rejects import FOLDER
@@ -83,7 +81,9 @@ class Output:
         """Open the place for one input's answers."""
         target = self.target(file)
         if self.is_delta:
-            return _DeltaSink(str(target), self._job_id, first_piece)
+            from .delta_output import DeltaSink
+
+            return DeltaSink(str(target), self._job_id, first_piece)
         return _ParquetSink(target, self._job_id)
 
     def rejects(self, file: InputFile) -> Path:
@@ -136,83 +136,6 @@ class _ParquetSink:
 
     def _unwritable(self, error: OSError) -> Unavailable:
         return Unavailable(f"output file {str(self._target)!r} cannot be written: {error.strerror or error}")
-
-
-class _DeltaSink:
-    def __init__(self, location: str, job_id: str, first_piece: int) -> None:
-        self._log = DeltaLog(location)
-        self._pieces = Pieces(self._log, f"batch-output:{job_id}", first_piece)
-        self.settled = self._pieces.settled
-
-    def write(self, answers: pa.Table) -> None:
-        if answers.num_rows:
-            have = self._log.ensure(pa.schema([_storable(column) for column in answers.schema]))
-            self._pieces.write(_as_in(answers, have))
-
-    def end_piece(self) -> None:
-        self._pieces.end_piece()
-
-    def finish(self) -> str:
-        return self._log.uri
-
-    def close(self) -> None:
-        self._pieces.close()
-
-
-class Pieces:
-    """Rows that a job adds to a Delta table, a commit for each piece, and each piece once however often it is tried."""
-
-    def __init__(self, log: DeltaLog, app: str, first_piece: int) -> None:
-        self._log = log
-        self._app = app
-        self._name = hashlib.sha256(app.encode()).hexdigest()[:16]
-        self._piece = first_piece
-        self._commit: Commit | None = None
-        self.settled = log.committed([app])[app] if log.exists else -1
-
-    def write(self, rows: pa.Table) -> None:
-        """Add rows to the piece; of one that is settled nothing is written again."""
-        if self._piece <= self.settled:
-            return
-        if self._commit is None:
-            name = f"part-{self._name}-{self._piece:06}"
-            self._commit = self._log.growing_commit(name, self._app, self._piece)
-        self._commit.write(rows)
-
-    def end_piece(self) -> None:
-        """Commit the piece, if it has rows, and begin the next one."""
-        if self._commit is not None:
-            self._commit.commit()
-            self._commit = None
-        self._piece += 1
-
-    def close(self) -> None:
-        """Drop the rows that were not committed."""
-        if self._commit is not None:
-            self._commit.drop()
-
-
-def _as_in(rows: pa.Table, have: pa.Schema) -> pa.Table:
-    """Give answers the columns and types of the table that they go to."""
-    columns = []
-    for column in have:
-        if column.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, column.type))
-            continue
-        try:
-            columns.append(rows[column.name].cast(column.type))
-        except pa.ArrowException as error:
-            raise BadInput(
-                f"column {column.name!r} is {rows[column.name].type}, but {column.type} in the output table: {error}"
-            ) from None
-    return pa.table(columns, schema=have)
-
-
-def _storable(column: pa.Field) -> pa.Field:
-    """Give a column a type that Delta has: nothing but nulls is text, and times are in UTC."""
-    if pa.types.is_null(column.type):
-        return column.with_type(pa.string())
-    return column.with_type(TIMESTAMP) if pa.types.is_timestamp(column.type) else column
 
 
 def answers_of(chunk: pa.Table, kept: Sequence[str], ids: pa.Array, predictions: Predictions) -> pa.Table:

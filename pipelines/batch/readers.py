@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_flywheel.pipelines.delta import DeltaLog
-
 from .csv_reader import read_csv
 from .inputs import InputFile
 from .jsonl_reader import read_jsonl
@@ -60,11 +58,16 @@ def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
         wanted.check_names(file.path, schema.names)
         columns = wanted.select(schema.names)
         yield _subset(schema, columns)
-        for batch in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
-            yield pa.Table.from_batches([batch])
+        for group in range(
+            parquet.num_row_groups
+        ):  # read through at once, all that was read would stay in memory
+            for batch in parquet.iter_batches(_ROWS_PER_READ, [group], columns):
+                yield pa.Table.from_batches([batch])
 
 
 def _read_delta(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
+    from mlflow_flywheel.pipelines.delta import DeltaLog
+
     dataset = DeltaLog(file.path).dataset(file.stamp)
     wanted.check_names(file.path, dataset.schema.names)
     columns = wanted.select(dataset.schema.names)

@@ -114,6 +114,11 @@ def batch_run(context: Context, as_json: bool, name: str, source: str | None, ou
     click.echo(f"{result['rows_out']:,} rows from {result['files']} files in {result['seconds']:.1f} s")
     for written in result.get("outputs", []):
         click.echo(f"  {written}")
+    if result.get("rejects"):
+        rejected, files = result["rows_rejected"], result["files_rejected"]
+        click.echo(f"set aside: {rejected:,} rows and {files} whole files, for the reasons in")
+        for written in result["rejects"]:
+            click.echo(f"  {written}")
 
 
 @click.group()

@@ -193,7 +193,12 @@ def batch_config(
         timestamp_column=spec.timestamp_column,
         passthrough=spec.passthrough if request.passthrough is None else request.passthrough,
         log=spec.log == "all",
+        log_exclude=spec.log_exclude,
+        log_sample=spec.log_sample,
+        on_error=spec.on_error,
         chunk_rows=spec.chunk_rows,
+        commit_rows=spec.commit_rows,
+        threads=spec.threads,
         incremental=request.input is None and not source.startswith("delta:") and not is_delta(source),
     )
 
