@@ -21,8 +21,8 @@ _REPEATED = 0.25
 _ROW_GROUP = 65_536
 
 
-def open_parquet(where: str, rows: pa.Table, files: fs.FileSystem | None = None) -> pq.ParquetWriter:
-    """Open a Parquet file for rows like these."""
+def open_parquet(where: Any, rows: pa.Table, files: fs.FileSystem | None = None) -> pq.ParquetWriter:
+    """Open a Parquet file, by name or as an open file, for rows like these."""
     return pq.ParquetWriter(where, rows.schema, filesystem=files, use_dictionary=_repeating(rows))
 
 

@@ -24,6 +24,7 @@ import pyarrow.csv as pacsv
 from mlflow_flywheel.pipelines.errors import BadInput
 
 from .flow import cores
+from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
 _BLOCK_BYTES = 1024 * 1024
@@ -43,7 +44,7 @@ def read_csv(
     A column outside the signature has the type that its first block suggests; when a later block does not fit, Retype
     says to read it as text.
     """
-    with pa.input_stream(path) as stream:
+    with Location.of(path).read() as stream:
         header, rest = _header(path, stream)
         wanted.check_names(path, header)
         parser = _Parser(path, wanted, types, drop, header)

@@ -198,7 +198,7 @@ class _Job:
                     raise
                 rejects.add(Reject(file.path, error.message))
                 rejects.finish()
-                return DoneFile(index, 0, 1, str(output.target(file)), 0, str(rejects.target), unread=True)
+                return DoneFile(index, 0, 1, output.target(file).text, 0, rejects.target.text, unread=True)
         return done
 
     def _attempt(
@@ -232,7 +232,7 @@ class _Job:
             pieces = writer.settle()
             file.check_unchanged()
             rejects.finish()
-            target = str(rejects.target) if rejects.count else None
+            target = rejects.target.text if rejects.count else None
             return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target)
 
     def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:

@@ -17,6 +17,7 @@ import pyarrow.json as pajson
 
 from mlflow_flywheel.pipelines.errors import BadInput
 
+from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -136,7 +137,7 @@ class _Parser:
 def _blocks(path: str) -> Iterator[_Block]:
     """Cut the file at line ends into blocks of about the same size."""
     rest, line = b"", 1
-    with pa.input_stream(path) as stream:
+    with Location.of(path).read() as stream:
         while data := stream.read(_BLOCK_BYTES):
             whole, newline, tail = data.rpartition(b"\n")
             if not newline:

@@ -7,10 +7,8 @@ in a transaction named by job and chunk, so a chunk that is written again is ski
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +17,8 @@ from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.model import Predictions
 from mlflow_flywheel.pipelines.parquet_parts import open_parquet
 
-from .inputs import DELTA_PREFIX, InputFile, is_delta, local_path, searched_folder
+from .inputs import DELTA_PREFIX, InputFile, is_delta, is_within, searched_folder
+from .locations import Location
 from .rejects import FOLDER
 from .state import DoneFile
 
@@ -51,31 +50,31 @@ class Output:
     Raises BadInput when a single file is asked for many inputs, or when the answers would become input.
     """
 
-    def __init__(self, spec: str, job_id: str, source: str, files: Sequence[InputFile]) -> None:
+    def __init__(self, spec: str, job_id: str, source: str | None, files: Sequence[InputFile]) -> None:
         self._job_id = job_id
-        self._path = Path(local_path(spec.removeprefix(DELTA_PREFIX), "output"))
-        self.is_delta = spec.startswith(DELTA_PREFIX) or is_delta(str(self._path))
-        self._single = not self.is_delta and self._path.suffix == ".parquet"
+        self._place = Location.of(spec.removeprefix(DELTA_PREFIX), "output")
+        self.is_delta = spec.startswith(DELTA_PREFIX) or is_delta(self._place)
+        self._single = not self.is_delta and self._place.name.endswith(".parquet")
         if self._single and len(files) > 1:
             raise BadInput(f"output {spec!r} is one file, but the input is {len(files)} files; give a folder")
-        targets = {str(self.target(file)): file for file in files}
+        targets = {self.target(file).text: file for file in files}
         if not self.is_delta and len(targets) < len(files):
             raise BadInput(
                 f"two of the input files would be answered in the same file under {spec!r}; rename one"
             )
         taken = {file.path for file in files}
-        root = searched_folder(source)
-        if taken & targets.keys() or (root is not None and self._path.is_relative_to(root)):
+        root = searched_folder(source) if source is not None else None
+        if taken & targets.keys() or (root is not None and is_within(self._place.text, root)):
             raise BadInput(
                 f"output {spec!r} is within the input {source!r} and would become input; give another folder"
             )
 
-    def target(self, file: InputFile) -> Path:
+    def target(self, file: InputFile) -> Location:
         """Return the file that will hold the answers of an input: its name, and .parquet when it is no Parquet."""
         if self.is_delta or self._single:
-            return self._path
+            return self._place
         name = file.relative if file.relative.endswith(".parquet") else f"{file.relative}.parquet"
-        return self._path / name
+        return self._place.below(name)
 
     def sink(self, file: InputFile, first_piece: int) -> Sink:
         """Open the place for one input's answers."""
@@ -83,34 +82,35 @@ class Output:
         if self.is_delta:
             from .delta_output import DeltaSink
 
-            return DeltaSink(str(target), self._job_id, first_piece)
+            return DeltaSink(target.text, self._job_id, first_piece)
         return _ParquetSink(target, self._job_id)
 
-    def rejects(self, file: InputFile) -> Path:
+    def rejects(self, file: InputFile) -> Location:
         """Return the file for what is set aside of an input."""
         if self._single:
-            return self._path.with_suffix(".rejects.jsonl")
-        return self._path / FOLDER / f"{file.relative}.jsonl"
+            return self._place.beside(self._place.name.removesuffix(".parquet") + ".rejects.jsonl")
+        return self._place.below(f"{FOLDER}/{file.relative}.jsonl")
 
     def holds(self, done: DoneFile) -> bool:
         """Tell whether the answers of a file that was done are still there."""
-        return self.is_delta or done.unread or os.path.exists(done.output)
+        return self.is_delta or done.unread or Location.of(done.output).exists
 
 
 class _ParquetSink:
     settled = -1
 
-    def __init__(self, target: Path, job_id: str) -> None:
+    def __init__(self, target: Location, job_id: str) -> None:
         job = hashlib.sha256(job_id.encode()).hexdigest()[:8]
         self._target = target
-        self._partial = target.with_name(f".{target.name}.{job}.partial")
+        self._partial = target.beside(f".{target.name}.{job}.partial")
         self._writer: pq.ParquetWriter | None = None
+        self._file: Any = None
 
     def write(self, answers: pa.Table) -> None:
         try:
             if self._writer is None:
-                self._partial.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = open_parquet(str(self._partial), answers)
+                self._file = self._partial.write()
+                self._writer = open_parquet(self._file, answers)
             self._writer.write_table(answers)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -122,20 +122,19 @@ class _ParquetSink:
         assert self._writer is not None, "every input has at least one chunk, if an empty one"
         try:
             self._writer.close()
-            with open(self._partial, "rb") as written:
-                os.fsync(written.fileno())
-            self._partial.replace(self._target)
+            self._file.close()
+            self._partial.become(self._target)
         except OSError as error:
             raise self._unwritable(error) from error
-        return str(self._target)
+        return self._target.text
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._partial.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self._partial.remove()
 
     def _unwritable(self, error: OSError) -> Unavailable:
-        return Unavailable(f"output file {str(self._target)!r} cannot be written: {error.strerror or error}")
+        return Unavailable(f"output file {self._target.text!r} cannot be written: {error.strerror or error}")
 
 
 def answers_of(chunk: pa.Table, kept: Sequence[str], ids: pa.Array, predictions: Predictions) -> pa.Table:

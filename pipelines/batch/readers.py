@@ -35,9 +35,9 @@ def read_chunks(
 
 
 def peek(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
-    """Return a table with the file's columns and types, and few of its rows or none; raises as `read_chunks` does."""
+    """Return a table with the file's columns and types and without rows; raises as `read_chunks` does."""
     try:
-        return next(_tables(file, wanted, types or {}, None))
+        return next(_tables(file, wanted, types or {}, None)).slice(0, 0)
     except UNREADABLE as error:
         raise unreadable(file.path, file.format, error) from None
 
@@ -45,15 +45,31 @@ def peek(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType] | Non
 def _tables(
     file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None
 ) -> Iterator[pa.Table]:
+    own = wanted.without(file.partition)
     if file.format == "csv":
-        return read_csv(file.path, wanted, types, drop)
-    if file.format == "jsonl":
-        return read_jsonl(file.path, wanted, types, drop)
-    return _read_parquet(file, wanted) if file.format == "parquet" else _read_delta(file, wanted)
+        tables = read_csv(file.path, own, types, drop)
+    elif file.format == "jsonl":
+        tables = read_jsonl(file.path, own, types, drop)
+    else:
+        tables = _read_parquet(file, own) if file.format == "parquet" else _read_delta(file, own)
+    return (_with_partition(table, file, wanted) for table in tables)
+
+
+def _with_partition(table: pa.Table, file: InputFile, wanted: Wanted) -> pa.Table:
+    """Add the columns that the folders name, unless the file has them itself; whole numbers as such, like Arrow does."""
+    for name, value in file.partition.items():
+        if name in table.column_names or name not in wanted.select([name]):
+            continue
+        if value is not None and value.isascii() and value.isdigit() and len(value) < 10:
+            column = pa.repeat(pa.scalar(int(value), pa.int32()), table.num_rows)
+        else:
+            column = pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+        table = table.append_column(name, column)
+    return table
 
 
 def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file.path) as parquet:
+    with file.location.read_anywhere() as source, pq.ParquetFile(source) as parquet:
         schema = parquet.schema_arrow
         wanted.check_names(file.path, schema.names)
         columns = wanted.select(schema.names)

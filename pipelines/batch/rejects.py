@@ -6,16 +6,16 @@ One object each: `file`, `row` (as in its prediction id; null for a line that co
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from mlflow_flywheel.pipelines.errors import Unavailable
+
+from .locations import Location
 
 FOLDER = "_rejects"
 """Readers of data sets pass over names with an underscore."""
@@ -38,10 +38,10 @@ class Reject:
 class RejectsFile:
     """The rejects of one input file; the first one makes the file. Safe to add to from several threads."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Location) -> None:
         self.target = target
         self.count = 0
-        self._partial = target.with_name(f".{target.name}.partial")
+        self._partial = target.beside(f".{target.name}.partial")
         self._out: Any = None
         self._lock = threading.Lock()
 
@@ -53,8 +53,7 @@ class RejectsFile:
         with self._lock:
             try:
                 if lines and self._out is None:
-                    self._partial.parent.mkdir(parents=True, exist_ok=True)
-                    self._out = self._partial.open("wb")
+                    self._out = self._partial.write()
                 if lines:
                     self._out.write(lines)
             except OSError as error:
@@ -65,12 +64,10 @@ class RejectsFile:
         """Show the file, or take away what an earlier attempt showed."""
         try:
             if self._out is None:
-                self.target.unlink(missing_ok=True)
+                self.target.remove()
                 return
-            self._out.flush()
-            os.fsync(self._out.fileno())
             self._out.close()
-            self._partial.replace(self.target)
+            self._partial.become(self.target)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -78,7 +75,7 @@ class RejectsFile:
         """Drop what is not visible yet."""
         if self._out is not None:
             self._out.close()
-            self._partial.unlink(missing_ok=True)
+            self._partial.remove()
 
     def _unwritable(self, error: OSError) -> Unavailable:
-        return Unavailable(f"rejects file {str(self.target)!r} cannot be written: {error.strerror or error}")
+        return Unavailable(f"rejects file {self.target.text!r} cannot be written: {error.strerror or error}")

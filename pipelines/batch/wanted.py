@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,18 @@ class Wanted:
     passthrough: tuple[str, ...] = ("*",)
     id_column: str | None = None
     timestamp_column: str | None = None
+
+    def without(self, names: Collection[str]) -> Wanted:
+        """Return what is wanted of a file where these columns come from elsewhere."""
+        if not names:
+            return self
+        kept = [feature for feature in self.features.features if feature.name not in names]
+        return Wanted(
+            FeatureSchema(kept),
+            tuple(name for name in self.passthrough if name not in names),
+            None if self.id_column in names else self.id_column,
+            None if self.timestamp_column in names else self.timestamp_column,
+        )
 
     @property
     def everything(self) -> bool:

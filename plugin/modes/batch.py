@@ -53,9 +53,10 @@ class BatchOperations:
         from mlflow_flywheel.pipelines.batch.inputs import (
             DELTA_PREFIX,
             find_inputs,
-            local_path,
+            is_within,
             searched_folder,
         )
+        from mlflow_flywheel.pipelines.batch.locations import Location
 
         if spec.input is not None:
             tables = [file.path for file in find_inputs(spec.input) if file.format == "delta"]
@@ -64,12 +65,15 @@ class BatchOperations:
                     f"input {spec.input!r} is a Delta table, and a scheduled run would score all of it every time; give "
                     "a folder of files, or leave out schedule="
                 )
-        target = Path(local_path(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output"))
+        output = Location.of(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output")
         root = searched_folder(spec.input) if spec.input is not None else None
-        if root is not None and target.is_relative_to(root):
+        if root is not None and is_within(output.text, root):
             raise BadInput(
-                f"output {str(target)!r} is within the input {spec.input!r} and would become input; give another folder"
+                f"output {output.text!r} is within the input {spec.input!r} and would become input; give another folder"
             )
+        if not output.is_local:
+            return
+        target = Path(output.path)
         place = next(folder for folder in (target, *target.parents) if folder.exists())
         if not os.access(place, os.W_OK):
             raise BadInput(
@@ -77,14 +81,15 @@ class BatchOperations:
             )
 
     def absolute_paths(self, spec: BatchSpec) -> dict[str, str]:
-        from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX, local_path
+        from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX
+        from mlflow_flywheel.pipelines.batch.locations import Location
 
         changed = {}
         for key in ("input", "output"):
             value = getattr(spec, key)
             if value is not None:
                 prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
-                changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
+                changed[key] = prefix + Location.of(value.removeprefix(DELTA_PREFIX), key).text
         return changed
 
     def start(
@@ -173,6 +178,7 @@ def batch_config(
 ) -> BatchConfig:
     """Return the job of one run; raises BadInput when neither the request nor the spec says what to score."""
     from mlflow_flywheel.pipelines.batch.inputs import is_delta
+    from mlflow_flywheel.pipelines.batch.locations import Location
 
     source = request.input or spec.input
     if source is None:
@@ -199,7 +205,9 @@ def batch_config(
         chunk_rows=spec.chunk_rows,
         commit_rows=spec.commit_rows,
         threads=spec.threads,
-        incremental=request.input is None and not source.startswith("delta:") and not is_delta(source),
+        incremental=request.input is None
+        and not source.startswith("delta:")
+        and not is_delta(Location.of(source, "input")),
     )
 
 

@@ -1,0 +1,133 @@
+"""Where a batch job reads and writes beside local files: object stores, partitioned data sets, databases."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+from support.batches import FEATURES, answers, batch_config, logged, sum_rows, sum_scorer
+from support.stores import s3_store
+
+from mlflow_flywheel.pipelines.batch import run_batch
+from mlflow_flywheel.pipelines.batch.inputs import find_inputs
+from mlflow_flywheel.pipelines.batch.locations import Location
+from mlflow_flywheel.pipelines.errors import BadInput, NotFound
+from mlflow_flywheel.pipelines.schema import Feature
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """Return a URL of fsspec's store in memory."""
+    place = f"memory://{uuid.uuid4().hex}"
+    yield place
+    found = Location.of(place)
+    found.files.delete_dir(found.path)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as environment, s3_store(environment, "flights") as files:
+        assert isinstance(files, fs.S3FileSystem)
+        yield "s3://flights"
+
+
+@pytest.fixture(params=["memory", "s3"])
+def store(request: pytest.FixtureRequest) -> str:
+    return f"{request.getfixturevalue(request.param)}/{uuid.uuid4().hex}"
+
+
+def fill(store: str) -> pa.Table:
+    rows = sum_rows(70)
+    for name, some in (("a.parquet", rows.slice(0, 30)), ("deep/b.csv.gz", rows.slice(30))):
+        with Location.of(f"{store}/in/{name}").write() as out:
+            if name.endswith(".gz"):
+                with pa.CompressedOutputStream(out, "gzip") as text:
+                    pacsv.write_csv(some.drop_columns(["when"]), text)
+            else:
+                pq.write_table(some, out)
+    return rows
+
+
+def stored(place: str) -> dict[str, pa.Table]:
+    root = Location.of(place)
+    return {name: pq.read_table(root.below(name).read_anywhere()) for name, _, _ in root.walk()}
+
+
+def test_files_of_a_store_are_answered_in_the_store(store: str, tmp_path: Path) -> None:
+    rows = fill(store)
+    config = batch_config(tmp_path, input=f"{store}/in", output=f"{store}/out", chunk_rows=20)
+    result = run_batch(config, sum_scorer())
+    assert result.rows_out == 70
+    out = stored(f"{store}/out")
+    assert set(out) == {"a.parquet", "deep/b.csv.gz.parquet"}
+    assert result.outputs == (f"{store}/out/a.parquet", f"{store}/out/deep/b.csv.gz.parquet")
+    assert [key for table in out.values() for key in table["key"].to_pylist()] == rows["key"].to_pylist()
+    assert logged(config).num_rows == 70
+    assert run_batch(config, sum_scorer()).rows_out == 70  # it is done, and finds its answers there
+    assert logged(config).num_rows == 70
+
+
+def test_globs_and_missing_names_in_a_store(store: str) -> None:
+    fill(store)
+    assert [f.relative for f in find_inputs(f"{store}/in/*.parquet")] == ["a.parquet"]
+    assert [f.relative for f in find_inputs(f"{store}/in/**/*.gz")] == ["deep/b.csv.gz"]
+    assert [f.relative for f in find_inputs(f"{store}/in/a.parquet")] == ["a.parquet"]
+    with pytest.raises(NotFound, match="nothing"):
+        find_inputs(f"{store}/nothing")
+
+
+def test_a_job_that_fails_shows_nothing_in_a_store(store: str, tmp_path: Path) -> None:
+    fill(store)
+    with Location.of(f"{store}/in/c.csv").write() as out:
+        out.write(b"x,n,kind\n" + b"1,2,a\n" * 50 + b"1,,a\n")
+    config = batch_config(tmp_path, input=f"{store}/in", output=f"{store}/out", chunk_rows=20)
+    with pytest.raises(BadInput, match=r"c\.csv.*row 50"):
+        run_batch(config, sum_scorer())
+    assert set(stored(f"{store}/out")) == {"a.parquet"}
+    result = run_batch(config.model_copy(update={"on_error": "skip", "job_id": "again"}), sum_scorer())
+    assert (result.rows_out, result.rows_rejected) == (120, 1)
+    (reject,) = Location.of(result.rejects[0]).read().read().splitlines()
+    assert json.loads(reject)["row"] == 50
+
+
+def test_folders_of_a_partitioned_data_set_give_columns(tmp_path: Path) -> None:
+    for month, city in ((1, "New%20York"), (2, "__HIVE_DEFAULT_PARTITION__")):
+        place = tmp_path / "in" / f"n={month}" / f"kind={city}"
+        place.mkdir(parents=True)
+        pq.write_table(pa.table({"x": [0.5, 1.5], "extra": [month, month]}), place / "a.parquet")
+    (tmp_path / "in" / "n=3" / "kind=b").mkdir(parents=True)
+    (tmp_path / "in" / "n=3" / "kind=b" / "b.csv").write_text("x,extra\n2.5,3\n")
+    config = batch_config(tmp_path)
+    run_batch(config, sum_scorer())
+    out = (
+        pads.dataset(tmp_path / "out", partitioning="hive")
+        .to_table()
+        .sort_by([("n", "ascending"), ("x", "ascending")])
+    )
+    assert out["prediction"].to_pylist() == [1.5, 2.5, 2.5, 3.5, 5.5]
+    table = logged(config)
+    assert set(table["feature.kind"].to_pylist()) == {"New York", None, "b"}
+    assert table["feature.n"].to_pylist().count(3.0) == 1
+    run_batch(
+        batch_config(tmp_path, job_id="b", passthrough=("n",), id_column="n", output=str(tmp_path / "few")),
+        sum_scorer(),
+    )
+    few = answers(tmp_path / "few")
+    assert few.column_names == ["prediction_id", "n", "prediction"]
+    assert few["n"].to_pylist() == [1, 1, 2, 2, 3]
+
+
+def test_a_column_of_the_file_wins_over_the_folders(tmp_path: Path) -> None:
+    place = tmp_path / "in" / "n=9"
+    place.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1.0], "n": [2]}), place / "a.parquet")
+    run_batch(batch_config(tmp_path, log=False), sum_scorer((FEATURES[0], Feature("n", "long"))))
+    assert pq.ParquetFile(tmp_path / "out" / "n=9" / "a.parquet").read()["prediction"].to_pylist() == [3.0]
