@@ -134,6 +134,9 @@ class BatchConfig(Frozen):
     state_dir: str = Field(description="local folder for progress and for the list of inputs already scored")
     job_id: str = Field(description="names the run; ids of predictions and Delta transactions derive from it")
     input: str
+    query: str | None = Field(
+        None, description="SQL whose result is the input; `input` is then SQLAlchemy's URL"
+    )
     output: str
     id_column: str | None = None
     timestamp_column: str | None = None

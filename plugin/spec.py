@@ -224,10 +224,18 @@ class BatchSpec(CommonSpec):
         "batch", description="files in, answers out: by schedule, on demand, for given rows"
     )
     input: str | None = Field(
-        None, description="what a run scores: a Parquet, CSV, JSON Lines or Delta file, folder or glob"
+        None,
+        description="what a run scores: a Parquet, CSV or JSON Lines file, folder or glob, here or in a store (s3://...), "
+        "or a Delta table",
+    )
+    query: str | None = Field(
+        None,
+        description="SQL whose result a run scores; input= is then SQLAlchemy's URL of the database, with ${NAME} for a "
+        "password in an environment variable",
     )
     output: str | None = Field(
-        None, description="folder (or delta: folder) for answers; default batch/NAME/output in the home"
+        None,
+        description="folder, store URL (or delta: table) for answers; default batch/NAME/output in the home",
     )
     schedule: str | None = Field(
         None, description='when to run over new input: a cron line of five fields, such as "0 2 * * *"'
@@ -266,6 +274,15 @@ class BatchSpec(CommonSpec):
             cron_trigger(self.schedule, self.timezone)
             if self.input is None:
                 raise ValueError("schedule needs input=: there is nothing to score regularly")
+        return self
+
+    @model_validator(mode="after")
+    def _query_needs_a_database(self) -> BatchSpec:
+        if self.query is not None:
+            if self.input is None:
+                raise ValueError("query needs input=, SQLAlchemy's URL of the database that answers it")
+            if self.schedule is not None:
+                raise ValueError("a scheduled run would score all of query= every time; leave out schedule=")
         return self
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _READ_AHEAD = 2
+_QUERY_NAME = "query.parquet"
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,10 @@ class _Job:
         config, state = self._config, self._state
         if not state.is_planned:
             files = self._new_inputs()
-            Output(config.output, config.job_id, config.input, files)
+            self._output(files)
             self._check_fit(files)
             state.plan(files)
-        output = Output(config.output, config.job_id, config.input, state.files)
+        output = self._output(state.files)
         piece = 0
         for index, file in enumerate(state.files):
             done = state.done.get(index)
@@ -150,7 +151,13 @@ class _Job:
             self._rows += done.rows
             piece += done.pieces
             self._tell(self._rows)
+        if config.query is not None:
+            self._query_file.unlink(missing_ok=True)
         return self._result()
+
+    def _output(self, files: Sequence[InputFile]) -> Output:
+        config = self._config
+        return Output(config.output, config.job_id, config.input if config.query is None else None, files)
 
     def _result(self) -> BatchResult:
         done = [self._state.done[index] for index in sorted(self._state.done)]
@@ -168,7 +175,7 @@ class _Job:
         )
 
     def _new_inputs(self) -> list[InputFile]:
-        files = find_inputs(self._config.input)
+        files = [self._query_result()] if self._config.query is not None else find_inputs(self._config.input)
         if self._seen is None:
             if not files:
                 raise BadInput(f"input {self._config.input!r} holds no Parquet, CSV or JSON Lines file")
@@ -179,6 +186,19 @@ class _Job:
                 "score the table without incremental, or give a folder of files"
             )
         return [file for file in files if file not in self._seen]
+
+    def _query_result(self) -> InputFile:
+        from .sql_input import save_query
+
+        config, target = self._config, self._query_file
+        assert config.query is not None
+        save_query(config.input, config.query, self._loaded.schema, target)
+        (file,) = find_inputs(str(target))
+        return replace(file, relative=_QUERY_NAME)
+
+    @property
+    def _query_file(self) -> Path:
+        return Path(self._config.state_dir) / "jobs" / f"{quote(self._config.job_id, safe='')}.input.parquet"
 
     def _check_fit(self, files: Sequence[InputFile]) -> None:
         """Refuse a job over several files before any is scored, where names and types can tell."""

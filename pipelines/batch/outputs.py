@@ -129,7 +129,8 @@ class _ParquetSink:
         return self._target.text
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._writer is not None and not self._file.closed:
+            self._writer.close()
             self._file.close()
             self._partial.remove()
 

@@ -104,7 +104,8 @@ def batch_run(context: Context, as_json: bool, name: str, source: str | None, ou
     spec = parse_spec(record.config)
     if not isinstance(spec, BatchSpec):
         raise BadInput(f"deployment {name!r} is a {record.mode} deployment; only batch deployments have runs")
-    paths = BatchOperations().absolute_paths(spec.model_copy(update={"input": source, "output": output}))
+    asked = spec.model_copy(update={"input": source, "output": output, "query": None})
+    paths = BatchOperations().absolute_paths(asked)
     request = BatchRequest(paths.get("input"), paths.get("output"))
     task = do_task(context, "batch_run", name, request.payload(), f"running {name}")
     result = dict(task.result or {})

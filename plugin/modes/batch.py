@@ -58,15 +58,20 @@ class BatchOperations:
         )
         from mlflow_flywheel.pipelines.batch.locations import Location
 
-        if spec.input is not None:
-            tables = [file.path for file in find_inputs(spec.input) if file.format == "delta"]
+        files_of = spec.input if spec.query is None else None
+        if spec.query is not None and spec.input is not None:
+            from mlflow_flywheel.pipelines.batch.sql_input import check_sql_url
+
+            check_sql_url(spec.input)
+        if files_of is not None:
+            tables = [file.path for file in find_inputs(files_of) if file.format == "delta"]
             if tables and spec.schedule is not None:
                 raise BadInput(
                     f"input {spec.input!r} is a Delta table, and a scheduled run would score all of it every time; give "
                     "a folder of files, or leave out schedule="
                 )
         output = Location.of(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output")
-        root = searched_folder(spec.input) if spec.input is not None else None
+        root = searched_folder(files_of) if files_of is not None else None
         if root is not None and is_within(output.text, root):
             raise BadInput(
                 f"output {output.text!r} is within the input {spec.input!r} and would become input; give another folder"
@@ -87,7 +92,7 @@ class BatchOperations:
         changed = {}
         for key in ("input", "output"):
             value = getattr(spec, key)
-            if value is not None:
+            if value is not None and (key == "output" or spec.query is None):
                 prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
                 changed[key] = prefix + Location.of(value.removeprefix(DELTA_PREFIX), key).text
         return changed
@@ -186,6 +191,7 @@ def batch_config(
             f"batch deployment {name!r} has no input; set it ('mlflow deployments update -C input=...') or name one: "
             f"'flywheel batch run {name} --input ...'"
         )
+    query = spec.query if request.input in (None, spec.input) else None  # of another input all is scored
     return BatchConfig(
         deployment=name,
         model=model,
@@ -194,6 +200,7 @@ def batch_config(
         state_dir=str(_folder(context, name) / "state"),
         job_id=job_id,
         input=source,
+        query=query,
         output=request.output or _output(context, name, spec),
         id_column=spec.id_column,
         timestamp_column=spec.timestamp_column,
@@ -206,6 +213,7 @@ def batch_config(
         commit_rows=spec.commit_rows,
         threads=spec.threads,
         incremental=request.input is None
+        and query is None
         and not source.startswith("delta:")
         and not is_delta(Location.of(source, "input")),
     )

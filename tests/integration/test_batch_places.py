@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,14 +14,16 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from pyarrow import fs
 from support.batches import FEATURES, answers, batch_config, logged, sum_rows, sum_scorer
 from support.stores import s3_store
 
-from mlflow_flywheel.pipelines.batch import run_batch
+from mlflow_flywheel.pipelines.batch import BatchProgress, run_batch, sql_input
 from mlflow_flywheel.pipelines.batch.inputs import find_inputs
 from mlflow_flywheel.pipelines.batch.locations import Location
-from mlflow_flywheel.pipelines.errors import BadInput, NotFound
+from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable
 from mlflow_flywheel.pipelines.schema import Feature
 
 
@@ -131,3 +135,79 @@ def test_a_column_of_the_file_wins_over_the_folders(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1.0], "n": [2]}), place / "a.parquet")
     run_batch(batch_config(tmp_path, log=False), sum_scorer((FEATURES[0], Feature("n", "long"))))
     assert pq.ParquetFile(tmp_path / "out" / "n=9" / "a.parquet").read()["prediction"].to_pylist() == [3.0]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    with closing(sqlite3.connect(tmp_path / "flights.db")) as connection:
+        connection.execute(
+            "CREATE TABLE flights (key TEXT, x REAL, n INTEGER, kind TEXT, at TEXT, note TEXT)"
+        )
+        rows = [
+            (f"k{i:04}", None if i % 7 == 3 else i, i, "ab"[i % 2], f"2013-01-{i % 28 + 1:02}", None)
+            for i in range(90)
+        ]
+        connection.executemany("INSERT INTO flights VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.commit()
+    return f"sqlite:///{tmp_path}/flights.db"
+
+
+def sql_config(folder: Path, database: str, **changes: object) -> BatchConfig:
+    query = "SELECT * FROM flights ORDER BY key"
+    return batch_config(folder, **{"input": database, "query": query, "chunk_rows": 20, **changes})
+
+
+def test_the_result_of_a_query_is_scored(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_input, "_ROWS_PER_FETCH", 25)
+    config = sql_config(tmp_path, database, id_column="key", timestamp_column="at")
+    result = run_batch(config, sum_scorer())
+    assert result.rows_out == 90
+    assert result.outputs == (str(tmp_path / "out" / "query.parquet"),)
+    out = answers(tmp_path / "out")
+    assert out["key"].to_pylist() == [f"k{i:04}" for i in range(90)]
+    assert out["prediction"].to_pylist() == [i if i % 7 == 3 else 2 * i for i in range(90)]
+    times = {row["client_request_id"]: row["event_time"] for row in logged(config).to_pylist()}
+    assert str(times["k0030"]) == "2013-01-03 00:00:00+00:00"
+    assert not list((tmp_path / "state").rglob("*.input.parquet"))
+
+
+def test_a_query_that_goes_on_reads_the_rows_that_it_began_with(tmp_path: Path, database: str) -> None:
+    features = (*FEATURES, Feature("fail", "double", required=False))
+    config = sql_config(tmp_path, database, output=f"delta:{tmp_path}/answers", commit_rows=20)
+
+    def stop(progress: BatchProgress) -> None:
+        if progress.rows >= 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(config, sum_scorer(features), stop)
+    with closing(sqlite3.connect(tmp_path / "flights.db")) as connection:
+        connection.execute("DELETE FROM flights WHERE n % 2 = 0")
+        connection.commit()
+    assert run_batch(config, sum_scorer(features)).rows_out == 90
+    out = DeltaTable(str(tmp_path / "answers")).to_pyarrow_table()
+    assert sorted(out["key"].to_pylist()) == [f"k{i:04}" for i in range(90)]
+    assert logged(config).num_rows == 90
+
+
+def test_what_is_wrong_with_a_query_is_said_without_secrets(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for changes, complaint in (
+        ({"query": "SELECT * FROM nowhere"}, "no such table"),
+        ({"query": "SELECT key AS x, n FROM flights"}, "column 'x' of the query's result must be double"),
+        ({"query": "SELECT n FROM flights"}, r"feature 'x' \(double\) is missing"),
+        ({"input": "sqlite:///${NO_SUCH_VARIABLE}"}, "'NO_SUCH_VARIABLE'.*not set"),
+    ):
+        with pytest.raises(BadInput, match=complaint):
+            run_batch(sql_config(tmp_path, database, job_id=complaint, **changes), sum_scorer())
+    monkeypatch.setenv("HIDDEN", f"{tmp_path}/no/such/folder")
+    with pytest.raises(Unavailable) as error:
+        run_batch(sql_config(tmp_path, "sqlite:///${HIDDEN}/a.db", job_id="hidden"), sum_scorer())
+    assert "${HIDDEN}" in error.value.message and "such/folder" not in error.value.message
+    with pytest.raises(BadInput, match="password.*environment variable") as refused:
+        sql_input.check_sql_url("postgresql://me:secret@host/db")
+    assert "secret" not in refused.value.message
+    sql_input.check_sql_url("postgresql+psycopg://me:${DB_PASSWORD}@host/db")
