@@ -20,7 +20,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from .errors import Unavailable
@@ -121,7 +121,7 @@ class DeltaLog:
         return _GrowingCommit(parts, lambda done: self._add(done, {app: version}))
 
     def _add(self, parts: list[Part], transactions: Mapping[str, int]) -> bool:
-        actions = [self._action(part) for part in parts]
+        actions: list[AddAction | RemoveAction] = [self._action(part) for part in parts]
         columns = [self._partition_by] if self._partition_by is not None else []
         if self._is_local:
             _sync(Path(self.uri, part.path) for part in parts)

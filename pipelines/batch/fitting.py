@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +17,7 @@ from .columns import is_text, parsed_or_null, with_parsed_times
 from .wanted import Wanted
 
 _NUMBER = r"^-?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)$"
+_Mask = npt.NDArray[np.bool_]
 _LIMITS = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 
@@ -78,18 +80,19 @@ def _expected(feature: Feature) -> str:
     return f"{feature.type} (32 bits)" if feature.type == "integer" else feature.type
 
 
-def _wrong(feature: Feature, column: pa.ChunkedArray, was_text: bool) -> np.ndarray | None:
+def _wrong(feature: Feature, column: pa.ChunkedArray, was_text: bool) -> _Mask | None:
     """Return a mask of the rows that do not fit, or None when that is not a matter of rows."""
     if is_text(column.type) and feature.type == "datetime":
         return _lost(column, parsed_or_null(column))
     if is_text(column.type) and was_text:
-        return _lost(column, _parsed(feature, column)) | _unfit(feature, _parsed(feature, column), column)
+        parsed = _parsed(feature, column)
+        return np.logical_or(_lost(column, parsed), _unfit(feature, parsed))
     if pa.types.is_string(feature.arrow_type) or is_text(column.type):
         return None
-    return _unfit(feature, column, column)
+    return _unfit(feature, column)
 
 
-def _unfit(feature: Feature, column: pa.ChunkedArray, shown: pa.ChunkedArray) -> np.ndarray:
+def _unfit(feature: Feature, column: pa.ChunkedArray) -> _Mask:
     wrong = np.zeros(len(column), bool)
     if feature.type in ("integer", "long", "boolean") and feature.required:
         wrong |= _mask(pc.is_null(column))
@@ -116,12 +119,12 @@ def _parsed(feature: Feature, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(numbers, text, pa.scalar(None, pa.string())).cast(pa.float64())
 
 
-def _lost(before: pa.ChunkedArray, after: pa.ChunkedArray) -> np.ndarray:
+def _lost(before: pa.ChunkedArray, after: pa.ChunkedArray) -> _Mask:
     return _mask(pc.and_(pc.is_valid(before), pc.is_null(after)))
 
 
-def _mask(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(pc.fill_null(column, False).to_numpy(), bool)
+def _mask(column: pa.ChunkedArray) -> _Mask:
+    return np.asarray(pc.fill_null(column, False).to_numpy(), np.bool_)
 
 
 def first_misfit(odd: Sequence[Misfit], first_row: int) -> BadInput | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(items: Iterable[T], n: int) -> Iterator[T]:
+def ahead(items: Iterable[T], n: int) -> Generator[T, None, None]:
     """Yield the items, while a thread gets the next `n`."""
     source = iter(items)
     with _ending(ThreadPoolExecutor(1, "batch-read")) as pool:
@@ -34,7 +34,7 @@ def ahead(items: Iterable[T], n: int) -> Iterator[T]:
             yield item
 
 
-def mapped(items: Iterable[T], work: Callable[[T], R], threads: int) -> Iterator[R]:
+def mapped(items: Iterable[T], work: Callable[[T], R], threads: int) -> Generator[R, None, None]:
     """Yield what `work` makes of each item, in order, with at most `threads` + 1 items under way."""
     with _ending(ThreadPoolExecutor(threads, "batch-score", _with_one_core)) as pool:
         waiting: deque[Future[R]] = deque()
