@@ -15,7 +15,6 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from pyarrow import fs
 from support.batches import FEATURES, answers, batch_config, logged, sum_rows, sum_scorer
 from support.stores import s3_store
 
@@ -38,8 +37,7 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as environment, s3_store(environment, "flights") as files:
-        assert isinstance(files, fs.S3FileSystem)
+    with pytest.MonkeyPatch.context() as environment, s3_store(environment, "flights"):
         yield "s3://flights"
 
 
@@ -211,3 +209,22 @@ def test_what_is_wrong_with_a_query_is_said_without_secrets(
         sql_input.check_sql_url("postgresql://me:secret@host/db")
     assert "secret" not in refused.value.message
     sql_input.check_sql_url("postgresql+psycopg://me:${DB_PASSWORD}@host/db")
+
+
+def test_tables_and_answers_may_be_delta_tables_in_a_store(s3: str, tmp_path: Path) -> None:
+    place = f"{s3}/{uuid.uuid4().hex}"
+    pq.write_table(sum_rows(130), tmp_path / "a.parquet")
+    config = batch_config(
+        tmp_path,
+        input=str(tmp_path / "a.parquet"),
+        output=f"delta:{place}/answers",
+        tables=f"{place}/tables",
+        timestamp_column="when",
+        chunk_rows=20,
+        commit_rows=40,
+    )
+    assert run_batch(config, sum_scorer()).rows_out == 130
+    assert run_batch(config, sum_scorer()).rows_out == 130
+    out = DeltaTable(f"{place}/answers").to_pyarrow_table()
+    assert sorted(out["key"].to_pylist()) == sum_rows(130)["key"].to_pylist()
+    assert logged(config).num_rows == 130

@@ -1,33 +1,47 @@
-"""An S3-compatible object store in this process."""
+"""An S3-compatible object store in a process of its own: delta-rs keeps the interpreter to itself while it waits."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from moto.server import ThreadedMotoServer
+import requests
 from pyarrow import fs
+
+from .processes import end_group, free_port
+from .waiting import eventually
 
 
 @contextmanager
-def s3_store(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator[fs.S3FileSystem]:
+def s3_store(environment: pytest.MonkeyPatch, bucket: str) -> Iterator[None]:
     """Serve an empty bucket, and point the environment's S3 settings at it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
+    place = f"127.0.0.1:{free_port()}"
+    host, port = place.split(":")
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", port]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
-        host, port = server.get_host_and_port()
         for name, value in {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": f"http://{place}",
             "AWS_ALLOW_HTTP": "true",
         }.items():
-            monkeypatch.setenv(name, value)
-        files = fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-        files.create_dir(bucket)
-        yield files
+            environment.setenv(name, value)
+        eventually(lambda: _answers(f"http://{place}/moto-api/"), what="the object store answers")
+        fs.S3FileSystem(endpoint_override=place, scheme="http", allow_bucket_creation=True).create_dir(bucket)
+        yield
     finally:
-        server.stop()
+        end_group(server)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
