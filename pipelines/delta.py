@@ -241,6 +241,7 @@ class _GrowingCommit:
     def __init__(self, parts: PartWriter, add: Callable[[list[Part]], bool]) -> None:
         self._parts = parts
         self._add = add
+        self._may_be_seen = False
 
     def write(self, rows: pa.Table) -> None:
         with _writing():
@@ -248,10 +249,13 @@ class _GrowingCommit:
 
     def commit(self) -> bool:
         with _writing():
-            return self._add(self._parts.finish())
+            parts = self._parts.finish()
+            self._may_be_seen = True
+            return self._add(parts)
 
     def drop(self) -> None:
-        self._parts.drop()
+        if not self._may_be_seen:  # a commit that raised may have succeeded before
+            self._parts.drop()
 
 
 class _HeldCommit:

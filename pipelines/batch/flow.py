@@ -47,19 +47,32 @@ def mapped(items: Iterable[T], work: Callable[[T], R], threads: int) -> Generato
 
 
 class Stage:
-    """A thread that does what it is given in order, at most a few steps behind its giver."""
+    """A thread that does what it is given in order, at most a few steps behind its giver.
+
+    After a step that failed it does none of the later ones: a commit does not follow a write that was lost.
+    """
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(1, name)
         self._waiting: deque[Future[Any]] = deque()
+        self._failure: BaseException | None = None
 
     def do(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Have something done; raises what an earlier step raised. After a step that failed none should be given."""
-        future = self._pool.submit(work, *arguments)
+        """Have something done; raises what an earlier step raised."""
+        future = self._pool.submit(self._step, work, *arguments)
         self._waiting.append(future)
         while len(self._waiting) > _WAITING_WRITES:
             self._waiting.popleft().result()
         return future
+
+    def _step(self, work: Callable[..., T], *arguments: Any) -> T:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return work(*arguments)
+        except BaseException as failure:
+            self._failure = failure
+            raise
 
     def settle(self) -> None:
         """Wait until all is done; raises what a step raised."""

@@ -236,9 +236,8 @@ class _Job:
             logged = stack.enter_context(closing(self._pieces(first_piece)))
             writer = stack.enter_context(closing(_PieceByPiece(logged, sink, self._chunks_per_piece)))
             drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
-            chunks = ahead(
-                _numbered(read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)), _READ_AHEAD
-            )
+            read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
+            chunks = ahead(_numbered(read if drop is None else _up_to_damage(read, drop)), _READ_AHEAD)
             stack.enter_context(closing(chunks))
             settled = min(logged.settled, sink.settled) - first_piece + 1
             answerer = self._answerer(file, types, settled * self._chunks_per_piece)
@@ -387,6 +386,19 @@ def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
     for number, rows in enumerate(chunks):
         yield Chunk(number, first_row, rows)
         first_row += rows.num_rows
+
+
+def _up_to_damage(chunks: Iterator[pa.Table], drop: Drop) -> Iterator[pa.Table]:
+    """Yield what can be read of a file that cannot be read to its end; what it begins with may be in a table already."""
+    some = False
+    try:
+        for rows in chunks:
+            yield rows
+            some = some or rows.num_rows > 0
+    except BadInput as error:
+        if not some:
+            raise
+        drop(None, f"the rest of the file was left out: {error.message}")
 
 
 def _dropped(file: InputFile, rejects: RejectsFile, line: int | None, reason: str) -> None:

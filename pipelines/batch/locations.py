@@ -93,9 +93,9 @@ class Location:
     def become(self, target: Location) -> None:
         """Take another name at once, and, on this machine, for good even when the power fails."""
         if self.is_local:
-            with open(self.path, "rb") as written:
-                os.fsync(written.fileno())
+            _sync(self.path)
             os.replace(self.path, target.path)
+            _sync(os.path.dirname(target.path))
         else:
             self.files.move(self.path, target.path)
 
@@ -115,6 +115,14 @@ def local_path(text: str) -> str:
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _store(text: str, what: str) -> tuple[fs.FileSystem, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,18 @@ def test_without_skip_the_first_misfit_is_named_with_its_row(folder: Path) -> No
     pq.write_table(rows, folder / "c.parquet")
     with pytest.raises(ModelError, match="asked to fail"):
         run_batch(batch_config(folder, input=str(folder / "c.parquet"), job_id="c"), sum_scorer(features))
+
+
+def test_what_stands_before_the_damage_of_a_file_is_answered(folder: Path) -> None:
+    path = folder / "in" / "a.csv.gz"
+    noise = random.Random(7)
+    text = "x,n\n" + "".join(f"{noise.random()},{i}\n" for i in range(200_000))
+    whole = gzip.compress(text.encode())
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    config = batch_config(folder, on_error="skip", chunk_rows=10_000, commit_rows=20_000, passthrough=("n",))
+    result = run_batch(config, sum_scorer())
+    assert result.rows_out > 50_000
+    assert "rest of the file" in rejects(result)[-1]["reason"]
+    out = answers(folder / "out")
+    assert out["n"].to_pylist() == list(range(result.rows_out))
+    assert logged(config).num_rows == result.rows_out

@@ -72,10 +72,12 @@ def test_a_stage_does_things_in_order_and_tells_of_failures() -> None:
         stage.do(done.append, i)
     stage.settle()
     assert done == list(range(10))
-    failed = stage.do(lambda: 1 / 0)
+    failed, later = stage.do(lambda: 1 / 0), stage.do(done.append, 10)
     with pytest.raises(ZeroDivisionError):
         stage.settle()
     assert isinstance(failed.exception(), ZeroDivisionError)
+    assert isinstance(later.exception(), ZeroDivisionError)
+    assert done == list(range(10)), "nothing is done after a failure"
     stage.close()
 
 
