@@ -138,9 +138,8 @@ class Answerer:
     def _logged(self, scored: ScoredBatch) -> pa.Table | None:
         if self._table is None:
             return None
-        from mlflow_flywheel.pipelines.inference_table import (
-            rows_for,
-        )  # a cold job without a log needs no DuckDB
+        # here, as a cold job without a log needs no DuckDB
+        from mlflow_flywheel.pipelines.inference_table import rows_for
 
         kept: ScoredBatch | None = scored
         if self._config.log_exclude:

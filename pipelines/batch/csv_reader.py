@@ -39,7 +39,7 @@ _ROW = re.compile(r"Row #(\d+)")
 def read_csv(
     path: str, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None = None
 ) -> Iterator[pa.Table]:
-    """Yield an empty table with the schema, then the rows.
+    """Yield the rows; one table without any when there are none.
 
     A column outside the signature has the type that its first block suggests; when a later block does not fit, Retype
     says to read it as text.
@@ -154,7 +154,9 @@ class _Parser:
         """Yield the rows of the rest of a file. Raises BadInput or Retype."""
         read = pacsv.ReadOptions(block_size=_STREAMED_BYTES, column_names=self._header)
         try:
-            for batch in pacsv.open_csv(rest, read, *self._options(rest.lines_before)):
+            reader = pacsv.open_csv(rest, read, *self._options(rest.lines_before))
+            yield reader.schema.empty_table()
+            for batch in reader:
                 yield pa.Table.from_batches([batch])
         except pa.ArrowInvalid as error:
             raise self._complaint(rest.lines_before, error) from None

@@ -8,10 +8,8 @@ the same ids: what a table has is skipped there, and what was not visible is mad
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,15 +25,16 @@ from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
 from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
-from .answering import Answered, Answerer, Chunk
+from .answering import Answerer, Chunk
 from .fitting import features_of
-from .flow import Stage, ahead, cores, mapped
+from .flow import ahead, cores, mapped
 from .inputs import InputFile, find_inputs
-from .outputs import ID_COLUMN, Output, Sink
+from .outputs import ID_COLUMN, Output
 from .readers import peek, read_chunks
 from .rejects import Reject, RejectsFile
 from .state import DoneFile, JobState, SeenInputs, locked
 from .wanted import Drop, Retype, Wanted
+from .writing import NoPieces, PieceByPiece
 
 if TYPE_CHECKING:
     from mlflow_flywheel.pipelines.inference_table import InferenceTable
@@ -234,7 +233,7 @@ class _Job:
             sink = stack.enter_context(closing(output.sink(file, first_piece)))
             rejects = stack.enter_context(closing(RejectsFile(output.rejects(file))))
             logged = stack.enter_context(closing(self._pieces(first_piece)))
-            writer = stack.enter_context(closing(_PieceByPiece(logged, sink, self._chunks_per_piece)))
+            writer = stack.enter_context(closing(PieceByPiece(logged, sink, self._chunks_per_piece)))
             drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
             read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
             chunks = ahead(_numbered(read if drop is None else _up_to_damage(read, drop)), _READ_AHEAD)
@@ -266,9 +265,9 @@ class _Job:
             0 if self._lenient else settled,  # what was set aside is not remembered
         )
 
-    def _pieces(self, first_piece: int) -> Pieces | _NoPieces:
+    def _pieces(self, first_piece: int) -> Pieces | NoPieces:
         if not self._config.log:
-            return _NoPieces()
+            return NoPieces()
         from .delta_output import Pieces
 
         return Pieces(self._table.predictions, f"batch:{self._config.job_id}", first_piece)
@@ -319,66 +318,6 @@ class _Job:
         if self._progress is not None:
             seconds = time.perf_counter() - self._started
             self._progress(BatchProgress(rows, len(self._state.done), len(self._state.files), seconds))
-
-
-class _PieceByPiece:
-    """Hands a file's answers to the table's and the output's writers, which work at the same time.
-
-    A piece is committed to the table before it becomes visible in the output.
-    """
-
-    def __init__(self, logged: Pieces | _NoPieces, sink: Sink, chunks_per_piece: int) -> None:
-        self._logged = logged
-        self._sink = sink
-        self._chunks_per_piece = chunks_per_piece
-        self._logging, self._writing = Stage("batch-log"), Stage("batch-write")
-        self._chunks = self._pieces = 0
-
-    def write(self, answer: Answered) -> None:
-        if answer.logged is not None:
-            self._logging.do(self._logged.write, answer.logged)
-        if answer.answers is not None:
-            self._writing.do(self._sink.write, answer.answers)
-        self._chunks += 1
-        if self._chunks % self._chunks_per_piece == 0:
-            self._end_piece()
-
-    def settle(self) -> int:
-        """Return how many pieces there were when all are committed."""
-        if self._chunks % self._chunks_per_piece:
-            self._end_piece()
-        self._logging.settle()
-        self._writing.settle()
-        return self._pieces
-
-    def close(self) -> None:
-        self._logging.close()
-        self._writing.close()
-
-    def _end_piece(self) -> None:
-        committed = self._logging.do(self._logged.end_piece)
-        self._writing.do(_after, committed, self._sink.end_piece)
-        self._pieces += 1
-
-
-class _NoPieces:
-    """What keeps nothing, for log=none."""
-
-    settled = sys.maxsize
-
-    def write(self, rows: pa.Table) -> None:
-        return None
-
-    def end_piece(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-
-def _after(earlier: Future[None], work: Callable[[], None]) -> None:
-    earlier.result()
-    work()
 
 
 def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:

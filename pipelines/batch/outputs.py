@@ -1,7 +1,7 @@
 """Where answers go: one Parquet file per input file, complete or absent, or appended to a Delta table once.
 
-Answers of an input are written under a hidden name and renamed when they are complete. A Delta table takes each chunk
-in a transaction named by job and chunk, so a chunk that is written again is skipped.
+Answers of an input are written under a hidden name and renamed when they are complete. A Delta table takes each piece
+in a transaction named by job and piece, so a piece that is written again is skipped.
 """
 
 from __future__ import annotations
