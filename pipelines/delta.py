@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -23,6 +22,7 @@ from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
+from .commits import Commit, GrowingCommit, HeldCommit
 from .errors import Unavailable
 from .parquet_parts import Part, PartWriter
 
@@ -108,17 +108,17 @@ class DeltaLog:
         """
         table = self._open()
         if _committed(table, app) >= version:
-            return _HeldCommit(lambda rows: False)
+            return HeldCommit(lambda rows: False)
         ours = [self._partition_by] if self._partition_by is not None else []
         if table.metadata().partition_columns != ours or table.protocol().min_writer_version > _PLAIN_WRITER:
-            return _HeldCommit(lambda rows: self.append(rows, {app: version}))
+            return HeldCommit(lambda rows: self.append(rows, {app: version}))
         files: fs.FileSystem = (
             fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
             if self._is_local
             else fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
         )
         parts = PartWriter(files, name, self._partition_by, self._statistics)
-        return _GrowingCommit(parts, lambda done: self._add(done, {app: version}))
+        return GrowingCommit(parts, lambda done: self._add(done, {app: version}))
 
     def _add(self, parts: list[Part], transactions: Mapping[str, int]) -> bool:
         actions: list[AddAction | RemoveAction] = [self._action(part) for part in parts]
@@ -220,77 +220,6 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} does not exist yet; deploy the model first") from None
         except (DeltaError, OSError) as error:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
-
-
-class Commit(Protocol):
-    """Rows that readers see all at once, when they are committed."""
-
-    def write(self, rows: pa.Table) -> None:
-        """Add rows that have exactly the table's columns; text may be a dictionary."""
-
-    def commit(self) -> bool:
-        """Show the rows; return False, and show none, when this transaction was committed before."""
-
-    def drop(self) -> None:
-        """Remove what was written and not committed."""
-
-
-class _GrowingCommit:
-    """Writes Parquet files as rows come: they cost disk and little memory until the commit."""
-
-    def __init__(self, parts: PartWriter, add: Callable[[list[Part]], bool]) -> None:
-        self._parts = parts
-        self._add = add
-        self._may_be_seen = False
-
-    def write(self, rows: pa.Table) -> None:
-        with _writing():
-            self._parts.write(rows)
-
-    def commit(self) -> bool:
-        with _writing():
-            parts = self._parts.finish()
-            self._may_be_seen = True
-            return self._add(parts)
-
-    def drop(self) -> None:
-        if not self._may_be_seen:  # a commit that raised may have succeeded before
-            self._parts.drop()
-
-
-class _HeldCommit:
-    """Holds rows for delta-rs to write, where a table of somebody else's asks for more than plain files."""
-
-    def __init__(self, append: Callable[[pa.Table], bool]) -> None:
-        self._append = append
-        self._rows: list[pa.Table] = []
-
-    def write(self, rows: pa.Table) -> None:
-        self._rows.append(rows)
-
-    def commit(self) -> bool:
-        done = self._append(plain_text(pa.concat_tables(self._rows)))
-        self.drop()
-        return done
-
-    def drop(self) -> None:
-        self._rows.clear()
-
-
-def plain_text(rows: pa.Table) -> pa.Table:
-    """Spell dictionaries out: delta-rs would make them the table's type."""
-    for i, column in enumerate(rows.schema):
-        if pa.types.is_dictionary(column.type):
-            rows = rows.set_column(i, column.name, rows.column(i).cast(column.type.value_type))
-    return rows
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"a table's file cannot be written: {error}") from error
 
 
 def _sync(paths: Iterable[Path]) -> None:

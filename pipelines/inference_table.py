@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .delta import DeltaLog, plain_text
+from .commits import plain_text
+from .delta import DeltaLog
 from .errors import BadInput
 from .ids import SHADOW_SUFFIX
 from .schema import TIMESTAMP, Feature, FeatureSchema

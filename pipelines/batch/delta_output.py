@@ -6,7 +6,8 @@ import hashlib
 
 import pyarrow as pa
 
-from mlflow_flywheel.pipelines.delta import Commit, DeltaLog
+from mlflow_flywheel.pipelines.commits import Commit
+from mlflow_flywheel.pipelines.delta import DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import TIMESTAMP
 

@@ -88,6 +88,22 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert found["key"].to_pylist() == table["key"].to_pylist()
 
 
+def test_a_quote_that_comes_late_in_a_csv_may_hold_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 100)
+    rows = [f"{i}.5,{i},k{i}" for i in range(200)]
+    rows[150] = '150.5,150,"two\n151.5,151,lines"'
+    rows[180] = '180.5,180,5" wide'
+    path = write(tmp_path / "a.csv", "x,n,kind\n" + "\n".join(rows))
+    found = read(path)
+    assert found["n"].to_pylist() == list(range(200))
+    assert found["kind"].to_pylist()[149:152] == ["k149", "two\n151.5,151,lines", "k151"]
+    assert found["kind"].to_pylist()[180] == '5" wide'
+    only = write(tmp_path / "b.csv", 'x,n,kind\n1,2,"a"\n')
+    assert read(only)["kind"].to_pylist() == ["a"]
+
+
 def test_csv_takes_for_missing_what_pandas_does(tmp_path: Path) -> None:
     text = 'x,n,kind\nNA,1,NA\n,2,\nnan,3,"null"\n1.5,4,none\n'
     found = read(write(tmp_path / "a.csv", text))
