@@ -16,6 +16,7 @@ from .errors import BadInput, NotFound
 Durability = Literal["process", "power"]
 TrialMode = Literal["shadow", "canary"]
 StartPosition = Literal["earliest", "latest"] | AwareDatetime
+OnError = Literal["fail", "skip"]
 C = TypeVar("C", bound="Frozen")
 
 
@@ -150,12 +151,20 @@ class BatchConfig(Frozen):
     state_dir: str = Field(description="local folder for progress and for the list of inputs already scored")
     job_id: str = Field(description="names the run; ids of predictions and Delta transactions derive from it")
     input: str
+    query: str | None = Field(
+        None, description="SQL whose result is the input; `input` is then SQLAlchemy's URL"
+    )
     output: str
     id_column: str | None = None
     timestamp_column: str | None = None
     passthrough: tuple[str, ...] = Field(("*",), description="input columns kept in the output; * means all")
     log: bool = True
+    log_exclude: tuple[str, ...] = Field((), description="features that are null in the inference table")
+    log_sample: float = Field(1.0, gt=0, le=1, description="share of the rows that are logged")
+    on_error: OnError = "fail"
     chunk_rows: int = Field(65_536, ge=1)
+    commit_rows: int = Field(1_048_576, ge=1, description="rows that become visible in a table at once")
+    threads: int = Field(0, ge=0, le=256, description="chunks scored at a time; 0 is one per core")
     incremental: bool = Field(
         False, description="score only files that no incremental job with this state_dir has scored before"
     )

@@ -7,17 +7,24 @@ here looks again.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from deltalake.transaction import AddAction, RemoveAction
+from pyarrow import fs
 
+from .commits import Commit, GrowingCommit, HeldCommit
 from .errors import Unavailable
+from .parquet_parts import Part, PartWriter
 
 _ATTEMPTS = 50
 _CONFIGURATION = {
@@ -26,6 +33,8 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 1 hours",
     "delta.checkpointInterval": "100",
 }
+# what append-only tables of ours ask of their writers; more would be constraints, generated columns and the like
+_PLAIN_WRITER = 2
 _MANY_FILES = 100
 _SMALL_FILE = 32 * 1024 * 1024
 
@@ -81,6 +90,68 @@ class DeltaLog:
         must ask `committed` first and leave out what is there.
         Raises Unavailable when the table stays away or under contention for too long.
         """
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            write_deltalake(table, rows, mode="append", schema_mode="merge", commit_properties=properties)
+
+        if not self._commit(write, transactions):
+            return False
+        if self._is_local:
+            os.sync()  # delta-rs does not fsync
+        return True
+
+    def growing_commit(self, name: str, app: str, version: int) -> Commit:
+        """Begin a commit whose rows come in batches.
+
+        Its files are named by `name`, which must belong to this transaction alone: an attempt that was killed leaves
+        files that the next one replaces. One process at a time may try it.
+        """
+        table = self._open()
+        if _committed(table, app) >= version:
+            return HeldCommit(lambda rows: False)
+        ours = [self._partition_by] if self._partition_by is not None else []
+        if table.metadata().partition_columns != ours or table.protocol().min_writer_version > _PLAIN_WRITER:
+            return HeldCommit(lambda rows: self.append(rows, {app: version}))
+        files: fs.FileSystem = (
+            fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+            if self._is_local
+            else fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
+        )
+        parts = PartWriter(files, name, self._partition_by, self._statistics)
+        return GrowingCommit(parts, lambda done: self._add(done, {app: version}))
+
+    def _add(self, parts: list[Part], transactions: Mapping[str, int]) -> bool:
+        actions: list[AddAction | RemoveAction] = [self._action(part) for part in parts]
+        columns = [self._partition_by] if self._partition_by is not None else []
+        if self._is_local:
+            _sync(Path(self.uri, part.path) for part in parts)
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            table.create_write_transaction(
+                actions, "append", table.schema(), partition_by=columns, commit_properties=properties
+            )
+
+        done = self._commit(write, transactions)
+        if done and self._is_local:
+            _sync(Path(self.uri, "_delta_log").glob(f"{self.version():020}.json"))
+        return done
+
+    def _action(self, part: Part) -> AddAction:
+        values: dict[str, str | None] = {self._partition_by: part.partition} if self._partition_by else {}
+        known = {name: bounds for name, bounds in part.bounds.items() if bounds[0] is not None}
+        statistics = {
+            "numRecords": part.rows,
+            "minValues": {name: _in_json(low) for name, (low, _, _) in known.items()},
+            "maxValues": {name: _in_json(high) for name, (_, high, _) in known.items()},
+            "nullCount": {name: nulls for name, (_, _, nulls) in part.bounds.items()},
+        }
+        now = int(time.time() * 1000)
+        return AddAction(part.path, part.size, values, now, True, json.dumps(statistics))
+
+    def _commit(
+        self, write: Callable[[DeltaTable, CommitProperties], None], transactions: Mapping[str, int]
+    ) -> bool:
+        """Write through a handle that shows none of the transactions; return False when one shows them all."""
         last: Exception | None = None
         for attempt in range(_ATTEMPTS):
             table = self._open()
@@ -93,7 +164,7 @@ class DeltaLog:
                 app_transactions=[Transaction(app, version, now) for app, version in transactions.items()]
             )
             try:
-                write_deltalake(table, rows, mode="append", schema_mode="merge", commit_properties=properties)
+                write(table, properties)
             except CommitFailedError as error:
                 last = error
                 time.sleep(min(0.01 * 2**attempt, 0.5))
@@ -103,8 +174,6 @@ class DeltaLog:
                     raise Unavailable(f"table {self.uri!r} cannot be written: {error}") from error
                 last = error
                 continue
-            if self._is_local:
-                os.sync()  # delta-rs does not fsync
             return True
         raise Unavailable(f"table {self.uri!r} was contended {_ATTEMPTS} times in a row: {last}")
 
@@ -151,6 +220,23 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} does not exist yet; deploy the model first") from None
         except (DeltaError, OSError) as error:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Make files, and their names in their folders, survive a power cut: delta-rs does not."""
+    files = list(paths)
+    for path in {*files, *(path.parent for path in files)}:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return value
 
 
 def _committed(table: DeltaTable, app: str) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _TOPIC_SEPARATOR = ":"
 SHADOW_SUFFIX = ":shadow"
@@ -66,7 +68,6 @@ def stream_position(prediction_id: str) -> tuple[str, int, int, int] | None:
         return None
 
 
-def batch_prediction_ids(job_id: str, file_digest: str, rows: Iterable[int]) -> list[str]:
+def batch_prediction_ids(job_id: str, file_digest: str, rows: pa.Array) -> pa.StringArray:
     """Return `job:file:row` for each row number (counted from 0 in its file)."""
-    prefix = f"{job_id}:{file_digest}:"
-    return [f"{prefix}{row}" for row in rows]
+    return pc.binary_join_element_wise(f"{job_id}:{file_digest}", rows.cast(pa.string()), _TOPIC_SEPARATOR)

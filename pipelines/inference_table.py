@@ -17,11 +17,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .commits import plain_text
 from .delta import DeltaLog
 from .errors import BadInput
 from .ids import SHADOW_SUFFIX
 from .schema import TIMESTAMP, Feature, FeatureSchema
-from .scoring import FEATURE_PREFIX, ScoredBatch
+from .scoring import FEATURE_PREFIX
 
 _PREDICTION_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("prediction_id", pa.string()),
@@ -145,9 +146,7 @@ class InferenceTable:
 
     def append_predictions(self, rows: pa.Table, transactions: Mapping[str, int]) -> bool:
         """Append rows of predictions; return False when these transactions were committed before."""
-        return self.predictions.append(
-            _conform(rows, self.predictions.schema(), "event_time", "event_date"), transactions
-        )
+        return self.predictions.append(plain_text(rows_for(rows, self.predictions.schema())), transactions)
 
     def append_feedback(self, rows: pa.Table, transactions: Mapping[str, int]) -> bool:
         """Append rows of feedback; return False when these transactions were committed before."""
@@ -243,19 +242,6 @@ class InferenceTable:
             return _utc(connection.sql(sql, params=list(parameters)).to_arrow_table())
 
 
-class DirectLog:
-    """The prediction log of a batch job: each append is a commit, named by the job so that a repeat changes nothing."""
-
-    def __init__(self, table: InferenceTable, stream_id: str, next_version: int = 0) -> None:
-        self._table = table
-        self._stream_id = stream_id
-        self._next = next_version
-
-    def append(self, batch: ScoredBatch) -> None:
-        self._table.append_predictions(batch.rows, {self._stream_id: self._next})
-        self._next += 1
-
-
 def _with_labels(
     where: str, parameters: list[Any], known_before: datetime | None, received_before: datetime | None = None
 ) -> tuple[str, list[Any]]:
@@ -307,6 +293,11 @@ def _filters(start: datetime | None, end: datetime | None, **equal: str | None) 
     return ("WHERE " + " AND ".join(clauses) if clauses else ""), parameters
 
 
+def rows_for(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give rows of predictions the columns and types of a table's schema; text may be a dictionary."""
+    return _conform(rows, schema, "event_time", "event_date")
+
+
 def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: str) -> pa.Table:
     """Give rows the table's columns and types; the partition column is derived from its time."""
     rows = rows.set_column(
@@ -315,13 +306,18 @@ def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: s
         pc.cast(rows.column(time_column), pa.date32()),
     )
     arrays = {
-        column.name: rows.column(column.name).cast(column.type)
+        column.name: _cast(rows.column(column.name), column.type)
         if column.name in rows.column_names
         else pa.nulls(rows.num_rows, column.type)
         for column in schema
     }
     unknown = [name for name in rows.column_names if name not in arrays]
     return pa.table({**arrays, **{name: rows.column(name) for name in unknown}})
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    is_its_dictionary = pa.types.is_dictionary(column.type) and column.type.value_type == kind
+    return column if is_its_dictionary else column.cast(kind)
 
 
 def _utc(table: pa.Table) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from .errors import BadInput, nearest
 from .ids import SHADOW_SUFFIX, place_of
 from .model import Scorer
 from .schema import FeatureSchema
-from .scoring import NullLog, PredictionLog, ScoredBatch
+from .scoring import NullLog, PredictionLog, ScoredBatch, values_of
 from .spool import SpoolLog
 
 
@@ -52,39 +52,49 @@ class RedactedLog:
         self._names = frozenset(names)
 
     def append(self, batch: ScoredBatch) -> None:
-        features = batch.request.features
-        for i, name in enumerate(batch.schema.names):
-            if name in self._names:
-                kind = features.schema.field(i).type
-                nothing = pa.nulls(features.num_rows, kind)
-                features = features.set_column(i, pa.field(name, kind), nothing)
-        self._log.append(replace(batch, request=replace(batch.request, features=features)))
+        self._log.append(redacted(batch, self._names))
 
 
 class SampledLog:
-    """A log in front of another one that lets a share of the rows through, and writes the share into them.
-
-    The choice is a function of the row's client_request_id, or else of its prediction_id: a message that is delivered
-    again meets the same fate, and so do one thing that several deployments are asked about, and a row and its shadow.
-    """
+    """A log in front of another one that lets a share of the rows through, and writes the share into them."""
 
     def __init__(self, log: PredictionLog, share: float) -> None:
         self._log = log
         self._share = share
 
     def append(self, batch: ScoredBatch) -> None:
-        ids = batch.request.prediction_ids
-        clients = batch.request.client_request_ids or [None] * len(ids)
-        kept = [
-            i
-            for i, (client, own) in enumerate(zip(clients, ids, strict=True))
-            if is_sampled(own.removesuffix(SHADOW_SUFFIX) if client is None else client, self._share)
-        ]
-        if kept:
-            sampled = replace(
-                batch.take(kept), constants={**batch.constants, "sampling_fraction": self._share}
-            )
-            self._log.append(sampled)
+        kept = sampled(batch, self._share)
+        if kept is not None:
+            self._log.append(kept)
+
+
+def redacted(batch: ScoredBatch, names: Collection[str]) -> ScoredBatch:
+    """Return the batch with nulls for these features."""
+    features = batch.request.features
+    for i, name in enumerate(batch.schema.names):
+        if name in names:
+            kind = features.schema.field(i).type
+            features = features.set_column(i, pa.field(name, kind), pa.nulls(features.num_rows, kind))
+    return replace(batch, request=replace(batch.request, features=features))
+
+
+def sampled(batch: ScoredBatch, share: float) -> ScoredBatch | None:
+    """Return the share of the rows that is logged, marked with it; None when none is.
+
+    The choice is a function of the row's client_request_id, or else of its prediction_id: a message that is delivered
+    again meets the same fate, and so do one thing that several deployments are asked about, and a row and its shadow.
+    """
+    ids = batch.prediction_ids
+    named = batch.request.client_request_ids
+    clients = [None] * len(ids) if named is None else values_of(named)
+    kept = [
+        i
+        for i, (client, own) in enumerate(zip(clients, ids, strict=True))
+        if is_sampled(own.removesuffix(SHADOW_SUFFIX) if client is None else client, share)
+    ]
+    if not kept:
+        return None
+    return replace(batch.take(kept), constants={**batch.constants, "sampling_fraction": share})
 
 
 def is_sampled(key: str, share: float) -> bool:

@@ -29,12 +29,14 @@ class Request:
 
     `client_request_ids` and `event_times` have one entry per row, or are None; naive times are not accepted.
     `request_times` is given where rows were asked for at different times, and stands for `request_time` then.
+    Ids and event times may be Arrow arrays of the table's types: where there are many rows, Python values cost more
+    than the model.
     """
 
     features: pa.RecordBatch | pa.Table
-    prediction_ids: Sequence[str]
-    client_request_ids: Sequence[str | None] | None = None
-    event_times: Sequence[datetime | None] | None = None
+    prediction_ids: Sequence[str] | pa.Array
+    client_request_ids: Sequence[str | None] | pa.Array | None = None
+    event_times: Sequence[datetime | None] | pa.Array | None = None
     request_time: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     request_times: Sequence[datetime] | None = None
 
@@ -43,7 +45,7 @@ class Request:
         return replace(
             self,
             features=self.features.take(pa.array(rows, pa.int64())),
-            prediction_ids=[self.prediction_ids[i] for i in rows],
+            prediction_ids=_some(self.prediction_ids, rows),
             client_request_ids=_some(self.client_request_ids, rows),
             event_times=_some(self.event_times, rows),
             request_times=_some(self.request_times, rows),
@@ -61,7 +63,7 @@ class ScoredBatch:
 
     @property
     def prediction_ids(self) -> Sequence[str]:
-        return self.request.prediction_ids
+        return values_of(self.request.prediction_ids)
 
     def take(self, rows: Sequence[int]) -> ScoredBatch:
         """Return the rows at these positions."""
@@ -71,16 +73,16 @@ class ScoredBatch:
         """Return the columns that vary by row as JSON-ready lists; times are microseconds since 1970 UTC."""
         request = self.request
         columns: dict[str, list[Any]] = {
-            "prediction_id": list(request.prediction_ids),
+            "prediction_id": list(self.prediction_ids),
             "prediction": self.predictions.values.to_pylist(),
         }
         if request.request_times is not None:
             columns["request_time"] = [microseconds(time) for time in request.request_times]
         if request.client_request_ids is not None:
-            columns["client_request_id"] = list(request.client_request_ids)
+            columns["client_request_id"] = list(values_of(request.client_request_ids))
         if request.event_times is not None:
             columns["event_time"] = [
-                None if time is None else microseconds(time) for time in request.event_times
+                None if time is None else microseconds(time) for time in values_of(request.event_times)
             ]
         if self.predictions.proba is not None:
             columns["prediction_proba"] = self.predictions.proba.to_pylist()
@@ -92,25 +94,23 @@ class ScoredBatch:
     def rows(self) -> pa.Table:
         """Return the rows as an Arrow table with the inference table's columns."""
         n = len(self.predictions)
-        times = pa.array(
-            [self.constants["request_time"]] * n
-            if self.request.request_times is None
-            else [microseconds(time) for time in self.request.request_times],
-            pa.int64(),
-        )
+        request = self.request
         data: dict[str, Any] = {
-            name: pa.repeat(pa.scalar(value, CONSTANT_COLUMNS[name]), n)
-            for name, value in self.constants.items()
+            name: constant(value, CONSTANT_COLUMNS[name], n) for name, value in self.constants.items()
         }
+        if request.request_times is not None:
+            times = pa.array([microseconds(time) for time in request.request_times], pa.int64())
+        else:
+            times = pa.repeat(pa.scalar(self.constants["request_time"], pa.int64()), n)
         data["request_time"] = times.cast(TIMESTAMP)
-        data["prediction_id"] = pa.array(self.request.prediction_ids, pa.string())
-        ids = self.request.client_request_ids
-        data["client_request_id"] = pa.nulls(n, pa.string()) if ids is None else pa.array(ids, pa.string())
-        data["event_time"] = self._event_times(times.cast(TIMESTAMP))
+        data["prediction_id"] = _array(request.prediction_ids, pa.string())
+        ids = request.client_request_ids
+        data["client_request_id"] = pa.nulls(n, pa.string()) if ids is None else _array(ids, pa.string())
+        data["event_time"] = self._event_times(data["request_time"])
         data["prediction"] = self.predictions.values
         if self.predictions.proba is not None:
             data["prediction_proba"] = self.predictions.proba
-        for feature, column in zip(self.schema.features, self.request.features.columns, strict=True):
+        for feature, column in zip(self.schema.features, request.features.columns, strict=True):
             # not safe: an integer beyond 2**53 is logged as the nearest double
             data[FEATURE_PREFIX + feature.name] = column.cast(feature.table_type, safe=False)
         return pa.table(data)
@@ -120,7 +120,7 @@ class ScoredBatch:
 
         if self.request.event_times is None:
             return request_times
-        return pc.coalesce(pa.array(self.request.event_times, TIMESTAMP), request_times)
+        return pc.coalesce(_array(self.request.event_times, TIMESTAMP), request_times)
 
 
 CONSTANT_COLUMNS = {
@@ -198,7 +198,25 @@ class ScoringCore:
         self._log.append(scored)
 
 
-def _some(values: Sequence[Any] | None, rows: Sequence[int]) -> Sequence[Any] | None:
+def values_of(values: Sequence[Any] | pa.Array) -> Sequence[Any]:
+    """Return Python values of what a request may hold as an Arrow array."""
+    return values.to_pylist() if isinstance(values, pa.Array) else values
+
+
+def constant(value: Any, kind: pa.DataType, n: int) -> pa.Array:
+    """Return n times the same value; text as a dictionary of one entry, which costs a file's writer next to nothing."""
+    if value is None or not pa.types.is_string(kind):
+        return pa.repeat(pa.scalar(value, kind), n)
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n), pa.array([value], kind))
+
+
+def _array(values: Sequence[Any] | pa.Array, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _some(values: Any, rows: Sequence[int]) -> Any:
+    if isinstance(values, pa.Array):
+        return values.take(pa.array(rows, pa.int64()))
     return None if values is None else [values[i] for i in rows]
 
 

@@ -62,6 +62,9 @@ def _run_batch(context: Context, name: str, model_uri: str, flavor: str | None, 
     job = batch_config(context, name, model.ref, spec, BatchRequest(input=spec.input), job_id=f"{name}-local")
     result = run_batch(job, progress=_show if sys.stderr.isatty() else None)
     click.echo(f"{result.rows_out:,} rows in {result.seconds:.1f} s: {', '.join(result.outputs)}")
+    if result.rejects:
+        aside = f"{result.rows_rejected:,} rows and {result.files_rejected} whole files"
+        click.echo(f"set aside: {aside}; the reasons are in {', '.join(result.rejects)}")
 
 
 def _show(progress: BatchProgress) -> None:

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from mlflow_flywheel.pipelines.config import Durability, Frozen, TrialMode
+from mlflow_flywheel.pipelines.config import Durability, Frozen, OnError, TrialMode
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.stream.fields import EVENT_TIME, REQUEST_ID, steps_of
 from mlflow_flywheel.pipelines.times import parse_time
@@ -57,6 +57,17 @@ class CommonSpec(Frozen):
     log: Literal["all", "none"] = Field(
         "all", description="write every prediction to the inference table, or none"
     )
+    log_exclude: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (),
+        description="features to leave out of the inference table (null there), comma-separated; neither monitors nor "
+        "retraining can use them then",
+    )
+    log_sample: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the rows to log, chosen by a hash of client_request_id (else prediction_id)",
+    )
     id_column: str | None = Field(
         None, description="input column with your own key of a row (client_request_id); labels may use it"
     )
@@ -72,17 +83,6 @@ class OnlineSpec(CommonSpec):
     durability: Durability = Field(
         "process",
         description="what an answered prediction survives: a killed process, or a power cut (slower)",
-    )
-    log_exclude: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
-        (),
-        description="features to leave out of the inference table (null there), comma-separated; neither monitors nor "
-        "retraining can use them then",
-    )
-    log_sample: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the rows to log, chosen by a hash of client_request_id (else prediction_id)",
     )
 
 
@@ -320,10 +320,18 @@ class BatchSpec(CommonSpec):
         "batch", description="files in, answers out: by schedule, on demand, for given rows"
     )
     input: str | None = Field(
-        None, description="what a run scores: a Parquet, CSV, JSON Lines or Delta file, folder or glob"
+        None,
+        description="what a run scores: a Parquet, CSV or JSON Lines file, folder or glob, here or in a store (s3://...), "
+        "or a Delta table",
+    )
+    query: str | None = Field(
+        None,
+        description="SQL whose result a run scores; input= is then SQLAlchemy's URL of the database, with ${NAME} for a "
+        "password in an environment variable",
     )
     output: str | None = Field(
-        None, description="folder (or delta: folder) for answers; default batch/NAME/output in the home"
+        None,
+        description="folder, store URL (or delta: table) for answers; default batch/NAME/output in the home",
     )
     schedule: str | None = Field(
         None, description='when to run over new input: a cron line of five fields, such as "0 2 * * *"'
@@ -332,7 +340,18 @@ class BatchSpec(CommonSpec):
     passthrough: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         ("*",), description="input columns to repeat in the output, comma-separated; * is all of them"
     )
+    on_error: OnError = Field(
+        "fail",
+        description="a row or file that does not fit, or on which the model raises, fails the run, or is set aside in a "
+        "file of rejects beside the answers (skip)",
+    )
     chunk_rows: int = Field(65_536, ge=1, description="rows scored at once: bounds the memory")
+    commit_rows: int = Field(
+        1_048_576,
+        ge=1,
+        description="rows that become visible in the inference table (and a Delta output) at once",
+    )
+    threads: int = Field(0, ge=0, le=256, description="chunks scored at the same time; 0 is one per core")
 
     @field_validator("timezone")
     @classmethod
@@ -351,6 +370,15 @@ class BatchSpec(CommonSpec):
             cron_trigger(self.schedule, self.timezone)
             if self.input is None:
                 raise ValueError("schedule needs input=: there is nothing to score regularly")
+        return self
+
+    @model_validator(mode="after")
+    def _query_needs_a_database(self) -> BatchSpec:
+        if self.query is not None:
+            if self.input is None:
+                raise ValueError("query needs input=, SQLAlchemy's URL of the database that answers it")
+            if self.schedule is not None:
+                raise ValueError("a scheduled run would score all of query= every time; leave out schedule=")
         return self
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,19 +11,19 @@ from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
 _FORMS = "give datetimes, ISO 8601 text or milliseconds since 1970"
 
 
-def caller_ids(chunk: pa.Table, column: str | None) -> list[str | None] | None:
+def caller_ids(chunk: pa.Table, column: str | None) -> pa.Array | None:
     """Return the callers' ids as text, or None when no column is named."""
     if column is None:
         return None
     try:
-        return chunk[column].cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+        return one_array(chunk[column].cast(pa.string()))
     except pa.ArrowException:
         raise BadInput(
             f"column {column!r} of type {chunk[column].type} cannot be an id; name one of text or numbers"
         ) from None
 
 
-def event_times(chunk: pa.Table, column: str | None) -> list[datetime | None] | None:
+def event_times(chunk: pa.Table, column: str | None) -> pa.Array | None:
     """Return the named column as UTC times, or None when no column is named.
 
     Numbers are milliseconds since 1970, as in web and stream mode.
@@ -33,7 +31,7 @@ def event_times(chunk: pa.Table, column: str | None) -> list[datetime | None] | 
     if column is None:
         return None
     found = chunk[column].type
-    if _is_text(found):
+    if is_text(found):
         times = _parse(chunk[column], column)
     elif pa.types.is_integer(found) or pa.types.is_floating(found):
         times = _from_milliseconds(chunk[column], column)
@@ -41,19 +39,25 @@ def event_times(chunk: pa.Table, column: str | None) -> list[datetime | None] | 
         times = chunk[column].cast(TIMESTAMP)
     else:
         raise BadInput(f"column {column!r} must hold times, found {found}; {_FORMS}")
-    return times.to_pylist()  # type: ignore[no-any-return]
+    return one_array(times)
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; a copy only where it is in pieces."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def with_parsed_times(chunk: pa.Table, schema: FeatureSchema) -> pa.Table:
     """Parse the datetime features that came as text."""
     for feature in schema.features:
         at = chunk.schema.get_field_index(feature.name)
-        if feature.type == "datetime" and at >= 0 and _is_text(chunk.schema.field(at).type):
+        if feature.type == "datetime" and at >= 0 and is_text(chunk.schema.field(at).type):
             chunk = chunk.set_column(at, feature.name, _parse(chunk.column(at), feature.name))
     return chunk
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a type is one of Arrow's kinds of text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -75,6 +79,14 @@ def _parse(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     except ValueError as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise BadInput(f"column {name!r} must hold times ({reason}); {_FORMS}") from None
+    return pa.chunked_array([pa.Array.from_pandas(parsed, type=TIMESTAMP)])
+
+
+def parsed_or_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Parse ISO 8601 value by value; what is no time becomes null."""
+    import pandas as pd
+
+    parsed = pd.to_datetime(column.cast(pa.string()).to_pandas(), utc=True, format="ISO8601", errors="coerce")
     return pa.chunked_array([pa.Array.from_pandas(parsed, type=TIMESTAMP)])
 
 

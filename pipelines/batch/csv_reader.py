@@ -2,6 +2,9 @@
 
 What counts as a missing value ("", NA, NaN, null, ...) is pandas' list, so that a model is given what it was trained
 on when its training data came through `pandas.read_csv`, as MLflow's own batch command would.
+
+Arrow's streaming reader uses one core. Here blocks of whole lines are parsed side by side, as long as no quote says
+that a line may not end where it seems to; from the first quote on the streaming reader goes on.
 """
 
 from __future__ import annotations
@@ -9,71 +12,228 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mlflow_flywheel.pipelines.errors import BadInput
 
-from .wanted import Retype, Wanted, misfit, unreadable
+from .flow import cores
+from .locations import Location
+from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
-_BLOCK_BYTES = 8 * 1024 * 1024
+_BLOCK_BYTES = 1024 * 1024
+_LONGEST_LINE = 64 * 1024 * 1024
+_STREAMED_BYTES = 8 * 1024 * 1024
 _CONVERSION = re.compile(
-    r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([^:]+): (.*)", re.DOTALL
+    r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to ([^:]+): (.*)", re.DOTALL
 )
+_ROW = re.compile(r"Row #(\d+)")
 
 
-def read_csv(path: str, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
-    """Yield an empty table with the schema, then the rows.
+def read_csv(
+    path: str, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows; one table without any when there are none.
 
     A column outside the signature has the type that its first block suggests; when a later block does not fit, Retype
     says to read it as text.
     """
-    names = _header(path)
-    wanted.check_names(path, names)
-    columns = wanted.select(names) or names[:1]  # Arrow takes an empty list for "all"
-    keys = dict.fromkeys(wanted.keys, pa.string())
+    with Location.of(path).read() as stream:
+        header, rest = _header(path, stream)
+        wanted.check_names(path, header)
+        parser = _Parser(path, wanted, types, drop, header)
+        blocks = _blocks(path, stream, rest)
+        first = next(blocks, None)
+        if first is None:
+            yield parser.empty()
+            return
+        if isinstance(first, _Quoted):
+            yield from parser.stream(first)
+            return
+        table = parser.parse(first)
+        parser.keep_types(table.schema)
+        yield table
+        with ThreadPoolExecutor(cores(), "batch-csv") as pool:
+            yield from _side_by_side(parser, blocks, pool)
+
+
+def _side_by_side(
+    parser: _Parser, blocks: Iterator[_Block | _Quoted], pool: ThreadPoolExecutor
+) -> Iterator[pa.Table]:
+    waiting: deque[Future[pa.Table]] = deque()
     try:
-        with pa.input_stream(path) as stream:
-            reader = pacsv.open_csv(
-                stream,
-                read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),
-                parse_options=pacsv.ParseOptions(newlines_in_values=True),
-                convert_options=pacsv.ConvertOptions(
-                    column_types={**keys, **wanted.text_types(), **types},
-                    include_columns=columns,
-                    strings_can_be_null=True,
-                ),
-            )
+        for block in blocks:
+            if isinstance(block, _Quoted):
+                while waiting:
+                    yield waiting.popleft().result()
+                yield from parser.stream(block)
+                return
+            waiting.append(pool.submit(parser.parse, block))
+            if len(waiting) > 2 * cores():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Whole lines of a file without a quote, and how many lines are above them."""
+
+    data: bytes
+    lines_before: int
+
+
+class _Quoted(io.RawIOBase):
+    """The rest of a file, from the line on in which the first quote may be."""
+
+    def __init__(self, begun: bytes, stream: Any, lines_before: int) -> None:
+        super().__init__()
+        self._begun = begun
+        self._stream = stream
+        self.lines_before = lines_before
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._begun[: len(buffer)] or self._stream.read(len(buffer))
+        self._begun = self._begun[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Parser:
+    """Parses blocks with the same types, in any thread."""
+
+    def __init__(
+        self,
+        path: str,
+        wanted: Wanted,
+        types: Mapping[str, pa.DataType],
+        drop: Drop | None,
+        header: list[str],
+    ) -> None:
+        self._path = path
+        self._wanted = wanted
+        self._types = types
+        self._drop = drop
+        self._header = header
+        self._columns = wanted.select(header) or header[:1]  # Arrow takes an empty list for "all"
+        keys = dict.fromkeys(wanted.keys, pa.string())
+        self._column_types = {**keys, **wanted.text_types(), **types}
+
+    def keep_types(self, schema: pa.Schema) -> None:
+        """Read later blocks as the first one was read."""
+        self._column_types = {**{field.name: field.type for field in schema}, **self._column_types}
+
+    def empty(self) -> pa.Table:
+        """Return no rows, with the types that are known."""
+        types = [(name, self._column_types.get(name, pa.null())) for name in self._columns]
+        return pa.schema(types).empty_table()
+
+    def parse(self, block: _Block) -> pa.Table:
+        """Return the block's rows. Raises BadInput or Retype."""
+        read = pacsv.ReadOptions(use_threads=False, block_size=len(block.data) + 1, column_names=self._header)
+        try:
+            return pacsv.read_csv(io.BytesIO(block.data), read, *self._options(block.lines_before))
+        except pa.ArrowInvalid as error:
+            if str(error).startswith("Empty CSV"):  # nothing but empty lines
+                return self.empty()
+            raise self._complaint(block.lines_before, error) from None
+
+    def stream(self, rest: _Quoted) -> Iterator[pa.Table]:
+        """Yield the rows of the rest of a file. Raises BadInput or Retype."""
+        read = pacsv.ReadOptions(block_size=_STREAMED_BYTES, column_names=self._header)
+        try:
+            reader = pacsv.open_csv(rest, read, *self._options(rest.lines_before))
             yield reader.schema.empty_table()
             for batch in reader:
                 yield pa.Table.from_batches([batch])
-    except pa.ArrowInvalid as error:
-        raise _complaint(path, wanted, types, columns, error) from None
+        except pa.ArrowInvalid as error:
+            raise self._complaint(rest.lines_before, error) from None
+
+    def _options(self, lines_before: int) -> tuple[pacsv.ParseOptions, pacsv.ConvertOptions]:
+        def leave_out(row: Any) -> str:
+            if self._drop is None:
+                return "error"
+            line = None if row.number is None else lines_before + row.number
+            found = f"{row.actual_columns} values: {row.text[:200]}"
+            self._drop(line, f"the line must have {row.expected_columns} values, found {found}")
+            return "skip"
+
+        return (
+            pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
+            pacsv.ConvertOptions(
+                column_types=self._column_types, include_columns=self._columns, strings_can_be_null=True
+            ),
+        )
+
+    def _complaint(self, lines_before: int, error: pa.ArrowInvalid) -> Exception:
+        match = _CONVERSION.search(str(error))
+        if match is None:
+            moved = _ROW.sub(lambda row: f"Line {lines_before + int(row[1])}", str(error))
+            return unreadable(self._path, "csv", pa.ArrowInvalid(moved))
+        name, expected, found = self._columns[int(match[1])], match[3], match[4]
+        where = f" in line {lines_before + int(match[2])}" if match[2] else ""
+        complaint = misfit(self._path, name, expected, found + where)
+        features = self._wanted.text_types()
+        if name in self._wanted.whole_numbers() and name not in self._types:
+            return Retype({name: pa.float64()}, complaint)
+        is_last_resort = self._types.get(name) == pa.string()
+        if is_last_resort or (name in features and self._drop is None):
+            return complaint
+        return Retype({name: pa.string()}, complaint)
 
 
-def _header(path: str) -> list[str]:
-    with pa.input_stream(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
-        try:
-            header = next(csv.reader(text), None)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise unreadable(path, "csv", error) from None
+def _header(path: str, stream: Any) -> tuple[list[str], bytes]:
+    """Return the names of the columns, and what was read beyond them."""
+    lines = _Lines(stream)
+    try:
+        header = next(csv.reader(lines), None)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(path, "csv", error) from None
     if header is None:
         raise BadInput(f"input file {path!r} is empty: a CSV file needs at least its header line")
-    return header
+    return header, lines.rest
 
 
-def _complaint(
-    path: str, wanted: Wanted, types: Mapping[str, pa.DataType], columns: list[str], error: pa.ArrowInvalid
-) -> Exception:
-    match = _CONVERSION.search(str(error))
-    if match is None:
-        return unreadable(path, "csv", error)
-    name, expected, found = columns[int(match[1])], match[2], match[3]
-    complaint = misfit(path, name, expected, found)
-    if name in types:
-        return complaint
-    if name in wanted.whole_numbers():
-        return Retype({name: pa.float64()}, complaint)
-    return complaint if name in wanted.text_types() else Retype({name: pa.string()}, complaint)
+class _Lines:
+    """The first lines of a stream as text, and the bytes after those that were asked for."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.rest = stream.read(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+
+    def __iter__(self) -> Iterator[str]:
+        while self.rest:
+            while b"\n" not in self.rest and (more := self._stream.read(_BLOCK_BYTES)):
+                self.rest += more
+            line, newline, self.rest = self.rest.partition(b"\n")
+            yield (line + newline).decode("utf-8")
+
+
+def _blocks(path: str, stream: Any, begun: bytes) -> Iterator[_Block | _Quoted]:
+    """Cut what follows the header at line ends, up to the first quote."""
+    rest, lines = begun, 1
+    while data := rest + stream.read(_BLOCK_BYTES):
+        if b'"' in data:
+            yield _Quoted(data, stream, lines)
+            return
+        cut = data.rfind(b"\n") + 1
+        if len(data) == len(rest):
+            cut = len(data)  # the last line need not end
+        elif not cut and len(data) > _LONGEST_LINE:
+            raise BadInput(f"input file {path!r}: line {lines + 1} is longer than {_LONGEST_LINE} bytes")
+        rest = data[cut:]
+        if cut:
+            yield _Block(data[:cut], lines)
+            lines += data.count(b"\n", 0, cut)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from mlflow_flywheel.pipelines.delta import DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound
+
+from .locations import Location
 
 Format = Literal["parquet", "csv", "jsonl", "delta"]
 
 DELTA_PREFIX = "delta:"
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -56,17 +59,28 @@ class InputFile:
         """Return a short hash of the identity: the middle part of its rows' prediction ids."""
         return hashlib.sha256("\0".join(map(str, self.identity)).encode()).hexdigest()[:16]
 
+    @property
+    def location(self) -> Location:
+        return Location.of(self.path, "input file")
+
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """Return the columns that the folders of a partitioned data set name: `year=2013/a.csv` gives year."""
+        values: dict[str, str | None] = {}
+        for folder in self.relative.split("/")[:-1]:
+            name, equals, value = folder.partition("=")
+            if name and equals:
+                values[unquote(name)] = None if value == _NO_VALUE else unquote(value)
+        return values
+
     def check_unchanged(self) -> None:
         """Raise BadInput when the file is no longer what the job planned to read."""
         if self.format == "delta":  # a version never changes
             return
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            raise BadInput(
-                f"input file {self.path!r} disappeared during the job; start it with a new job_id"
-            ) from None
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.stamp):
+        found = self.location.state
+        if found is None:
+            raise BadInput(f"input file {self.path!r} disappeared during the job; start it with a new job_id")
+        if found != (self.size, self.stamp):
             raise BadInput(
                 f"input file {self.path!r} changed during the job; write files under another name and rename them "
                 "when they are complete, then start the job with a new job_id"
@@ -86,52 +100,74 @@ def find_inputs(spec: str) -> list[InputFile]:
 
     Raises NotFound when a plain path does not exist and BadInput for a name whose format is not known.
     """
-    location = local_path(spec.removeprefix(DELTA_PREFIX), "input")
+    location = Location.of(spec.removeprefix(DELTA_PREFIX), "input")
     if spec.startswith(DELTA_PREFIX) or is_delta(location):
-        return [InputFile(location, Path(location).name, "delta", 0, DeltaLog(location).version())]
-    if os.path.isdir(location):
-        return [_input_file(path, location, form) for path, form in _walk(location)]
-    if os.path.exists(location):
-        return [_input_file(location, os.path.dirname(location), _format_of(location))]
-    if glob.has_magic(location):
-        root = _fixed_part(location)
-        paths = sorted(path for path in glob.glob(location, recursive=True) if os.path.isfile(path))
-        return [_input_file(path, root, _format_of(path)) for path in paths]
+        from mlflow_flywheel.pipelines.delta import DeltaLog
+
+        return [InputFile(location.text, location.name, "delta", 0, DeltaLog(location.text).version())]
+    if location.is_folder:
+        return list(_known_files(location))
+    state = location.state
+    if state is not None:
+        return [InputFile(location.text, location.name, _format_of(location.text), *state)]
+    if glob.has_magic(location.text):
+        return _globbed(location)
     raise NotFound(f"input {spec!r} does not exist; give a file, a folder or a glob such as 'data/*.parquet'")
 
 
-def is_delta(location: str) -> bool:
-    """Tell whether a local folder is a Delta table."""
-    return os.path.isdir(os.path.join(location, "_delta_log"))
+def is_delta(location: Location) -> bool:
+    """Tell whether a folder is a Delta table."""
+    return location.below("_delta_log").is_folder
 
 
 def searched_folder(spec: str) -> str | None:
     """Return the folder of which every file at any depth is input; None for a file or a glob of one depth."""
-    location = local_path(spec.removeprefix(DELTA_PREFIX), "input")
-    if os.path.isdir(location):
-        return location
-    return _fixed_part(location) if "**" in location and not os.path.exists(location) else None
+    location = Location.of(spec.removeprefix(DELTA_PREFIX), "input")
+    if location.is_folder:
+        return location.text
+    return _fixed_part(location.text) if "**" in location.text and not location.exists else None
 
 
-def local_path(location: str, what: str) -> str:
-    """Return an absolute local path; raises BadInput for a URL of another kind than file:."""
-    if "://" in location:
-        parts = urlsplit(location)
-        if parts.scheme != "file":
-            raise BadInput(f"{what} {location!r} is not on this machine; give a local path or a file:// URL")
-        location = unquote(parts.path)
-    return os.path.abspath(os.path.expanduser(location))
+def is_within(place: str, folder: str) -> bool:
+    """Tell whether a place is a folder or something in it."""
+    return f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def _walk(folder: str) -> Iterator[tuple[str, Format]]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        for name in names:
-            form = _known_format(name)
-            if form is not None and not _is_hidden(name):
-                found.append((os.path.join(parent, name), form))
-    yield from sorted(found)
+def _known_files(folder: Location) -> Iterator[InputFile]:
+    for relative, size, stamp in folder.walk():
+        form = _known_format(relative)
+        if form is not None and not any(_is_hidden(part) for part in relative.split("/")):
+            yield InputFile(folder.below(relative).text, relative, form, size, stamp)
+
+
+def _globbed(pattern: Location) -> list[InputFile]:
+    root = Location.of(_fixed_part(pattern.text), "input")
+    if pattern.is_local:
+        paths = sorted(path for path in glob.glob(pattern.path, recursive=True) if os.path.isfile(path))
+        return [_found(root.below(os.path.relpath(path, root.path)), root) for path in paths]
+    wanted = re.compile(_as_regex(pattern.text.removeprefix(root.text).lstrip("/")))
+    return [
+        InputFile(root.below(relative).text, relative, _format_of(relative), size, stamp)
+        for relative, size, stamp in (root.walk() if root.is_folder else ())
+        if wanted.fullmatch(relative)
+    ]
+
+
+def _found(file: Location, root: Location) -> InputFile:
+    size, stamp = file.state or (0, 0)
+    return InputFile(
+        file.text, file.path.removeprefix(root.path).lstrip("/"), _format_of(file.text), size, stamp
+    )
+
+
+def _as_regex(pattern: str) -> str:
+    """Translate a glob: `*` and `?` stay within a folder, `**/` is any number of folders."""
+    parts = []
+    for part in re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern):
+        known = {"**/": "(?:[^./][^/]*/)*", "*": "(?!\\.)[^/]*", "?": "[^/]"}.get(part)
+        is_set = part.startswith("[") and part.endswith("]")
+        parts.append(known or (part.replace("[!", "[^") if is_set else re.escape(part)))
+    return "".join(parts)
 
 
 def _is_hidden(name: str) -> bool:
@@ -157,11 +193,5 @@ def _fixed_part(pattern: str) -> str:
     """Return the folder above the first wildcard: what the names of the outputs are relative to."""
     head = pattern
     while glob.has_magic(head):
-        head = os.path.dirname(head)
+        head = posixpath.dirname(head)
     return head
-
-
-def _input_file(path: str, root: str, form: Format) -> InputFile:
-    found = os.stat(path)
-    relative = Path(path).relative_to(root).as_posix()
-    return InputFile(path, relative, form, found.st_size, found.st_mtime_ns)

@@ -1,8 +1,9 @@
 """One batch job: read, score, log, write; exactly once, however often it is killed and started again.
 
-Order, per chunk: predict and commit to the inference table (in a transaction named by job and chunk), then write the
-answers. Per file: make the answers visible, then remember the file. After a kill the unfinished file is scored again
-with the same ids: what the table has is skipped there, and the answers were not visible yet.
+A file is cut into chunks, which are scored several at a time, and its chunks into pieces, which are committed. Order,
+per piece: commit to the inference table (in a transaction named by job and piece), then to a Delta output. Per file:
+make a Parquet output visible, then remember the file. After a kill the unfinished file is cut the same way again, with
+the same ids: what a table has is skipped there, and what was not visible is made again.
 """
 
 from __future__ import annotations
@@ -10,29 +11,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
-from mlflow_flywheel.pipelines.ids import batch_prediction_ids
-from mlflow_flywheel.pipelines.inference_table import DirectLog, InferenceTable
-from mlflow_flywheel.pipelines.model import Predictions, Scorer, describe, load_scorer
-from mlflow_flywheel.pipelines.scoring import NullLog, PredictionLog, Request, ScoringCore
+from mlflow_flywheel.pipelines.log_filters import check_excluded
+from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
+from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
-from .columns import caller_ids, event_times, with_parsed_times
+from .answering import Answerer, Chunk
+from .fitting import features_of
+from .flow import ahead, cores, mapped
 from .inputs import InputFile, find_inputs
-from .outputs import ID_COLUMN, Output, answers_of
+from .outputs import ID_COLUMN, Output
 from .readers import peek, read_chunks
+from .rejects import Reject, RejectsFile
 from .state import DoneFile, JobState, SeenInputs, locked
-from .wanted import Retype, Wanted
+from .wanted import Drop, Retype, Wanted
+from .writing import NoPieces, PieceByPiece
+
+if TYPE_CHECKING:
+    from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
+    from .delta_output import Pieces
 
 T = TypeVar("T")
+_READ_AHEAD = 2
+_QUERY_NAME = "query.parquet"
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,9 @@ class BatchResult:
     seconds: float
     outputs: tuple[str, ...]
     id_column: str = ID_COLUMN
+    rows_rejected: int = 0
+    files_rejected: int = 0
+    rejects: tuple[str, ...] = ()
 
 
 def run_batch(
@@ -66,9 +80,10 @@ def run_batch(
     """Score the input and return when every answer is in the output and, unless `log` is off, in the table.
 
     A job that was killed goes on where it was; a finished one does nothing again. Without `scorer` the model is loaded
-    from the configuration, and only when there is something to score. Raises BadInput that names the file and the
-    column for input that does not fit, before anything is scored where its header or schema can tell, NotFound for
-    input that does not exist and Unavailable while the same job, or another incremental one, is running.
+    from the configuration, and only when there is something to score. Raises BadInput that names the file, the column
+    and the row for input that does not fit, before anything is scored where its header or schema can tell, unless
+    `on_error` is skip; NotFound for input that does not exist and Unavailable while the same job, or another
+    incremental one, is running.
     """
     started = time.perf_counter()
     if scorer is not None and (scorer.ref.name, scorer.ref.version) != (
@@ -94,9 +109,8 @@ def run_batch(
 
 def _work(config: BatchConfig) -> dict[str, Any]:
     """Return what must not change between two starts of a job, or rows would be answered twice or differently."""
-    same = ("input", "output", "log", "chunk_rows", "id_column", "timestamp_column", "incremental", "tables")
-    work: dict[str, Any] = {name: getattr(config, name) for name in same}
-    return {"model": describe(config.model), "passthrough": list(config.passthrough), **work}
+    free = {"model", "deployment", "variant", "state_dir", "job_id", "threads"}
+    return {"model": describe(config.model), **config.model_dump(mode="json", exclude=free)}
 
 
 class _Job:
@@ -121,28 +135,46 @@ class _Job:
         config, state = self._config, self._state
         if not state.is_planned:
             files = self._new_inputs()
-            Output(config.output, config.job_id, config.input, files)
+            self._output(files)
             self._check_fit(files)
             state.plan(files)
-        output = Output(config.output, config.job_id, config.input, state.files)
-        chunk = 0
+        output = self._output(state.files)
+        piece = 0
         for index, file in enumerate(state.files):
             done = state.done.get(index)
-            if done is None or not output.holds(done.output):
-                done = self._score(index, file, output, chunk)
+            if done is None or not output.holds(done):
+                done = self._score(index, file, output, piece)
                 if self._seen is not None:
                     self._seen.add(file)
                 state.finish(done)
             self._rows += done.rows
-            chunk += done.chunks
+            piece += done.pieces
             self._tell(self._rows)
-        rows = sum(done.rows for done in state.done.values())
-        outputs = tuple(dict.fromkeys(state.done[index].output for index in sorted(state.done)))
-        seconds = time.perf_counter() - self._started
-        return BatchResult(config.job_id, rows, rows, len(state.files), seconds, outputs)
+        if config.query is not None:
+            self._query_file.unlink(missing_ok=True)
+        return self._result()
+
+    def _output(self, files: Sequence[InputFile]) -> Output:
+        config = self._config
+        return Output(config.output, config.job_id, config.input if config.query is None else None, files)
+
+    def _result(self) -> BatchResult:
+        done = [self._state.done[index] for index in sorted(self._state.done)]
+        rows, rejected = sum(file.rows for file in done), sum(file.rejected for file in done)
+        return BatchResult(
+            job_id=self._config.job_id,
+            rows_in=rows + rejected,
+            rows_out=rows,
+            files=len(self._state.files),
+            seconds=time.perf_counter() - self._started,
+            outputs=tuple(dict.fromkeys(file.output for file in done if not file.unread)),
+            rows_rejected=rejected,
+            files_rejected=sum(file.unread for file in done),
+            rejects=tuple(file.rejects for file in done if file.rejects is not None),
+        )
 
     def _new_inputs(self) -> list[InputFile]:
-        files = find_inputs(self._config.input)
+        files = [self._query_result()] if self._config.query is not None else find_inputs(self._config.input)
         if self._seen is None:
             if not files:
                 raise BadInput(f"input {self._config.input!r} holds no Parquet, CSV or JSON Lines file")
@@ -154,58 +186,116 @@ class _Job:
             )
         return [file for file in files if file not in self._seen]
 
+    def _query_result(self) -> InputFile:
+        from .sql_input import save_query
+
+        config, target = self._config, self._query_file
+        assert config.query is not None
+        save_query(config.input, config.query, self._loaded.schema, target)
+        (file,) = find_inputs(str(target))
+        return replace(file, relative=_QUERY_NAME)
+
+    @property
+    def _query_file(self) -> Path:
+        return Path(self._config.state_dir) / "jobs" / f"{quote(self._config.job_id, safe='')}.input.parquet"
+
     def _check_fit(self, files: Sequence[InputFile]) -> None:
         """Refuse a job over several files before any is scored, where names and types can tell."""
-        if len(files) < 2:
+        if len(files) < 2 or self._lenient:
             return
-        wanted = self._wanted
         for file in files:
             with _naming(file):
-                _features(_retyping(partial(peek, file, wanted)), wanted)
+                features_of(_retyping(partial(peek, file, self._wanted)), self._wanted.features)
 
-    def _score(self, index: int, file: InputFile, output: Output, first_chunk: int) -> DoneFile:
-        def attempt(types: Mapping[str, pa.DataType]) -> DoneFile:
-            rows = chunks = 0
-            core = ScoringCore(
-                self._loaded,
-                deployment=self._config.deployment,
-                mode="batch",
-                variant=self._config.variant,
-                log=self._log(first_chunk),
-            )
-            with closing(output.sink(file)) as sink:
-                for chunk in read_chunks(file, self._wanted, self._config.chunk_rows, types):
-                    sink.write(self._answer(core, file, chunk, rows), first_chunk + chunks)
-                    rows, chunks = rows + chunk.num_rows, chunks + bool(chunk.num_rows)
-                    self._tell(self._rows + rows)
-                file.check_unchanged()
-                return DoneFile(index, rows, chunks, sink.finish())
+    def _score(self, index: int, file: InputFile, output: Output, first_piece: int) -> DoneFile:
+        with closing(RejectsFile(output.rejects(file))) as rejects:
+            try:
+                with _naming(file):
+                    done = _retyping(partial(self._attempt, index, file, output, first_piece))
+            except BadInput as error:
+                if not self._lenient:
+                    raise
+                rejects.add(Reject(file.path, error.message))
+                rejects.finish()
+                return DoneFile(index, 0, 1, output.target(file).text, 0, rejects.target.text, unread=True)
+        return done
 
-        with _naming(file):
-            return _retyping(attempt)
+    def _attempt(
+        self,
+        index: int,
+        file: InputFile,
+        output: Output,
+        first_piece: int,
+        types: Mapping[str, pa.DataType],
+    ) -> DoneFile:
+        """Score a file, reading these columns as these types."""
+        with ExitStack() as stack:
+            sink = stack.enter_context(closing(output.sink(file, first_piece)))
+            rejects = stack.enter_context(closing(RejectsFile(output.rejects(file))))
+            logged = stack.enter_context(closing(self._pieces(first_piece)))
+            writer = stack.enter_context(closing(PieceByPiece(logged, sink, self._chunks_per_piece)))
+            drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
+            read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
+            chunks = ahead(_numbered(read if drop is None else _up_to_damage(read, drop)), _READ_AHEAD)
+            stack.enter_context(closing(chunks))
+            settled = min(logged.settled, sink.settled) - first_piece + 1
+            answerer = self._answerer(file, types, settled * self._chunks_per_piece)
+            answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
+            rows = 0
+            for answer in answered:
+                writer.write(answer)
+                rejects.add(*answer.rejects)
+                rows += answer.rows
+                self._tell(self._rows + rows)
+            pieces = writer.settle()
+            file.check_unchanged()
+            rejects.finish()
+            target = rejects.target.text if rejects.count else None
+            return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target)
 
-    def _answer(self, core: ScoringCore, file: InputFile, chunk: pa.Table, first_row: int) -> pa.Table:
-        """Score and log one chunk; return its rows of the output."""
-        wanted = self._wanted
-        kept = wanted.kept(chunk.column_names)
-        features = _features(chunk, wanted)
-        ids = batch_prediction_ids(
-            self._config.job_id, file.digest, range(first_row, first_row + chunk.num_rows)
+    def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:
+        return Answerer(
+            self._config,
+            self._core,
+            self._wanted,
+            file,
+            self._state.started,
+            self._table_schema if self._config.log else None,
+            {name for name, kind in types.items() if kind == pa.string()},
+            0 if self._lenient else settled,  # what was set aside is not remembered
         )
-        if not ids:  # no model is asked to predict nothing
-            return answers_of(chunk, kept, ids, _no_predictions(core.scorer))
-        request = Request(
-            features=features,
-            prediction_ids=ids,
-            client_request_ids=caller_ids(chunk, wanted.id_column),
-            event_times=event_times(chunk, wanted.timestamp_column),
-            request_time=self._state.started,
-        )
-        return answers_of(chunk, kept, ids, core.score(request).predictions)
+
+    def _pieces(self, first_piece: int) -> Pieces | NoPieces:
+        if not self._config.log:
+            return NoPieces()
+        from .delta_output import Pieces
+
+        return Pieces(self._table.predictions, f"batch:{self._config.job_id}", first_piece)
+
+    @property
+    def _lenient(self) -> bool:
+        return self._config.on_error == "skip"
+
+    @property
+    def _threads(self) -> int:
+        return self._config.threads or cores()
+
+    @property
+    def _chunks_per_piece(self) -> int:
+        return max(1, self._config.commit_rows // self._config.chunk_rows)
 
     @cached_property
     def _loaded(self) -> Scorer:
-        return self._scorer or load_scorer(self._config.model)
+        scorer = self._scorer or load_scorer(self._config.model)
+        check_excluded(self._config.log_exclude, scorer.schema)
+        return scorer
+
+    @cached_property
+    def _core(self) -> ScoringCore:
+        config = self._config
+        return ScoringCore(
+            self._loaded, deployment=config.deployment, mode="batch", variant=config.variant, log=NullLog()
+        )
 
     @cached_property
     def _wanted(self) -> Wanted:
@@ -214,16 +304,15 @@ class _Job:
 
     @cached_property
     def _table(self) -> InferenceTable:
+        from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
         table = InferenceTable.open(self._config.tables, self._config.model.name)
         table.ensure(self._loaded.schema, self._loaded.kind)
         return table
 
-    def _log(self, first_chunk: int) -> PredictionLog:
-        return (
-            DirectLog(self._table, f"batch:{self._config.job_id}", first_chunk)
-            if self._config.log
-            else NullLog()
-        )
+    @cached_property
+    def _table_schema(self) -> pa.Schema:
+        return self._table.predictions.schema()
 
     def _tell(self, rows: int) -> None:
         if self._progress is not None:
@@ -231,13 +320,28 @@ class _Job:
             self._progress(BatchProgress(rows, len(self._state.done), len(self._state.files), seconds))
 
 
-def _features(chunk: pa.Table, wanted: Wanted) -> pa.Table:
-    return wanted.features.from_table(with_parsed_times(chunk, wanted.features))
+def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
+    first_row = 0
+    for number, rows in enumerate(chunks):
+        yield Chunk(number, first_row, rows)
+        first_row += rows.num_rows
 
 
-def _no_predictions(scorer: Scorer) -> Predictions:
-    values = pa.nulls(0, pa.string() if scorer.kind == "string" else pa.float64())
-    return Predictions(values, pa.nulls(0, pa.list_(pa.float64())) if scorer.classes else None, [])
+def _up_to_damage(chunks: Iterator[pa.Table], drop: Drop) -> Iterator[pa.Table]:
+    """Yield what can be read of a file that cannot be read to its end; what it begins with may be in a table already."""
+    some = False
+    try:
+        for rows in chunks:
+            yield rows
+            some = some or rows.num_rows > 0
+    except BadInput as error:
+        if not some:
+            raise
+        drop(None, f"the rest of the file was left out: {error.message}")
+
+
+def _dropped(file: InputFile, rejects: RejectsFile, line: int | None, reason: str) -> None:
+    rejects.add(Reject(file.path, reason, line=line))
 
 
 def _retyping(read: Callable[[Mapping[str, pa.DataType]], T]) -> T:

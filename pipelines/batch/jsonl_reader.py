@@ -1,6 +1,6 @@
 """JSON Lines in Arrow tables, a block of whole lines at a time.
 
-Features are read with the signature's types. A file of more than one block whose other columns are kept is read
+Features are read with the signature's types; where lines may be left out, those that do not fit them are. A file of more than one block whose other columns are kept is read
 twice, as only the whole file tells which columns there are and of which type.
 """
 
@@ -17,7 +17,8 @@ import pyarrow.json as pajson
 
 from mlflow_flywheel.pipelines.errors import BadInput
 
-from .wanted import Retype, Wanted, misfit, unreadable
+from .locations import Location
+from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
 _BLOCK_BYTES = 8 * 1024 * 1024
 _LONGEST_LINE = 8 * _BLOCK_BYTES
@@ -31,16 +32,18 @@ class _Block:
     first_line: int
 
 
-def read_jsonl(path: str, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+def read_jsonl(
+    path: str, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None = None
+) -> Iterator[pa.Table]:
     """Yield an empty table with the schema, then the rows; a key that a line lacks is null in that row.
 
     A feature of which the first line has no key and the first block no value is left out, for the schema to miss.
     """
-    parser = _Parser(path, wanted, {**wanted.text_types(), **types}, retyped=bool(types))
+    parser = _Parser(path, wanted, {**wanted.text_types(), **types}, bool(types), drop)
     blocks = _blocks(path)
     first, second = next(blocks, None), next(blocks, None)
     if first is None:
-        yield pa.schema(list(parser.types.items())).empty_table()
+        yield parser.empty()
         return
     if second is not None and parser.infer:
         parser.learn(_blocks(path))
@@ -52,18 +55,21 @@ def read_jsonl(path: str, wanted: Wanted, types: Mapping[str, pa.DataType]) -> I
 
 
 class _Parser:
-    def __init__(self, path: str, wanted: Wanted, types: dict[str, pa.DataType], retyped: bool) -> None:
+    def __init__(
+        self, path: str, wanted: Wanted, types: dict[str, pa.DataType], retyped: bool, drop: Drop | None
+    ) -> None:
         self.path = path
         self.wanted = wanted
         self.types = types
         self.retyped = retyped
+        self.drop = drop
         self.infer = wanted.everything or not set(wanted.named) <= set(types)
 
     def learn(self, blocks: Iterator[_Block]) -> None:
         """Take the names and types of all columns from the whole file."""
         seen = pa.schema(list(self.types.items()))
         for block in blocks:
-            found = self.parse(block).schema
+            found = self.parse(block, silently=True).schema
             try:
                 seen = pa.unify_schemas([seen, found], promote_options="permissive")
             except pa.ArrowException as error:
@@ -71,19 +77,50 @@ class _Parser:
         self.types = {field.name: field.type for field in seen}
         self.infer = False
 
-    def parse(self, block: _Block) -> pa.Table:
+    def empty(self) -> pa.Table:
+        """Return no rows, with the types that are known."""
+        return pa.schema(list(self.types.items())).empty_table()
+
+    def parse(self, block: _Block, silently: bool = False) -> pa.Table:
+        """Return the block's rows; of lines that are left out `drop` is told unless `silently`."""
         try:
-            table = pajson.read_json(
-                io.BytesIO(block.data),
-                read_options=pajson.ReadOptions(block_size=len(block.data) + 1),
-                parse_options=pajson.ParseOptions(
-                    explicit_schema=pa.schema(list(self.types.items())),
-                    unexpected_field_behavior="infer" if self.infer else "ignore",
-                ),
-            )
+            return self._read(block.data)
         except pa.ArrowInvalid as error:
+            complaint = self._complaint(block, error)
+            if self.drop is None or isinstance(complaint, Retype):
+                raise complaint from None
+        good = self._good(block.data.splitlines(keepends=True), block.first_line, silently)
+        try:
+            return self._read(b"".join(good)) if good else self.empty()
+        except pa.ArrowInvalid as error:  # each line is fine, but not all together
             raise self._complaint(block, error) from None
+
+    def _read(self, data: bytes) -> pa.Table:
+        table = pajson.read_json(
+            io.BytesIO(data),
+            read_options=pajson.ReadOptions(block_size=len(data) + 1),
+            parse_options=pajson.ParseOptions(
+                explicit_schema=pa.schema(list(self.types.items())),
+                unexpected_field_behavior="infer" if self.infer else "ignore",
+            ),
+        )
         return table.select(self.wanted.select(table.column_names))
+
+    def _good(self, lines: list[bytes], first_line: int, silently: bool) -> list[bytes]:
+        """Return the lines that can be read, halving until the others stand alone."""
+        if not b"".join(lines).strip():
+            return []
+        try:
+            self._read(b"".join(lines))
+            return lines
+        except pa.ArrowInvalid as error:
+            if len(lines) > 1:
+                half = len(lines) // 2
+                low = self._good(lines[:half], first_line, silently)
+                return low + self._good(lines[half:], first_line + half, silently)
+            if not silently and self.drop is not None:
+                self.drop(first_line, str(self._complaint(_Block(lines[0], first_line), error)))
+            return []
 
     def _complaint(self, block: _Block, error: pa.ArrowInvalid) -> Exception:
         text = _ROW.sub(lambda row: f"in line {block.first_line + int(row[1])}", str(error))
@@ -100,7 +137,7 @@ class _Parser:
 def _blocks(path: str) -> Iterator[_Block]:
     """Cut the file at line ends into blocks of about the same size."""
     rest, line = b"", 1
-    with pa.input_stream(path) as stream:
+    with Location.of(path).read() as stream:
         while data := stream.read(_BLOCK_BYTES):
             whole, newline, tail = data.rpartition(b"\n")
             if not newline:
@@ -117,7 +154,10 @@ def _blocks(path: str) -> Iterator[_Block]:
 
 
 def _without_absent(table: pa.Table, block: _Block) -> pa.Table:
-    record = orjson.loads(block.data.lstrip().partition(b"\n")[0])
+    try:
+        record = orjson.loads(block.data.lstrip().partition(b"\n")[0])
+    except orjson.JSONDecodeError:  # a line that was left out
+        record = ()
     return table.select(
         [name for name in table.column_names if name in record or table[name].null_count < table.num_rows]
     )

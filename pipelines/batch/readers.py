@@ -7,57 +7,83 @@ from collections.abc import Iterable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_flywheel.pipelines.delta import DeltaLog
-
 from .csv_reader import read_csv
 from .inputs import InputFile
 from .jsonl_reader import read_jsonl
-from .wanted import UNREADABLE, Wanted, unreadable
+from .wanted import UNREADABLE, Drop, Wanted, unreadable
 
 _ROWS_PER_READ = 65_536
 
 
 def read_chunks(
-    file: InputFile, wanted: Wanted, rows: int, types: Mapping[str, pa.DataType] | None = None
+    file: InputFile,
+    wanted: Wanted,
+    rows: int,
+    types: Mapping[str, pa.DataType] | None = None,
+    drop: Drop | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the file's rows in order, `rows` at a time; an empty file yields one empty table.
 
-    Chunks depend on the file and `rows` alone, so a job that is run again cuts it the same way.
+    Chunks depend on the file and the arguments alone, so a job that is run again cuts it the same way. With `drop`
+    lines that are no rows are left out, and features with odd values are read as text.
     Raises BadInput that names the file and the column, or Retype when `types` must be other ones.
     """
     try:
-        yield from _rechunk(_tables(file, wanted, types or {}), rows)
+        yield from _rechunk(_tables(file, wanted, types or {}, drop), rows)
     except UNREADABLE as error:
         raise unreadable(file.path, file.format, error) from None
 
 
 def peek(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
-    """Return a table with the file's columns and types, and few of its rows or none; raises as `read_chunks` does."""
+    """Return a table with the file's columns and types and without rows; raises as `read_chunks` does."""
     try:
-        return next(_tables(file, wanted, types or {}))
+        return next(_tables(file, wanted, types or {}, None)).slice(0, 0)
     except UNREADABLE as error:
         raise unreadable(file.path, file.format, error) from None
 
 
-def _tables(file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
+def _tables(
+    file: InputFile, wanted: Wanted, types: Mapping[str, pa.DataType], drop: Drop | None
+) -> Iterator[pa.Table]:
+    own = wanted.without(file.partition)
     if file.format == "csv":
-        return read_csv(file.path, wanted, types)
-    if file.format == "jsonl":
-        return read_jsonl(file.path, wanted, types)
-    return _read_parquet(file, wanted) if file.format == "parquet" else _read_delta(file, wanted)
+        tables = read_csv(file.path, own, types, drop)
+    elif file.format == "jsonl":
+        tables = read_jsonl(file.path, own, types, drop)
+    else:
+        tables = _read_parquet(file, own) if file.format == "parquet" else _read_delta(file, own)
+    return (_with_partition(table, file, wanted) for table in tables)
+
+
+def _with_partition(table: pa.Table, file: InputFile, wanted: Wanted) -> pa.Table:
+    """Add the columns that the folders name, unless the file has them itself; whole numbers as such, like Arrow does."""
+    for name, value in file.partition.items():
+        if name in table.column_names or name not in wanted.select([name]):
+            continue
+        if value is not None and value.isascii() and value.isdigit() and len(value) < 10:
+            column = pa.repeat(pa.scalar(int(value), pa.int32()), table.num_rows)
+        else:
+            column = pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+        table = table.append_column(name, column)
+    return table
 
 
 def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file.path) as parquet:
+    with file.location.read_anywhere() as source, pq.ParquetFile(source) as parquet:
         schema = parquet.schema_arrow
         wanted.check_names(file.path, schema.names)
         columns = wanted.select(schema.names)
         yield _subset(schema, columns)
-        for batch in parquet.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
-            yield pa.Table.from_batches([batch])
+        for group in range(
+            parquet.num_row_groups
+        ):  # read through at once, all that was read would stay in memory
+            for batch in parquet.iter_batches(_ROWS_PER_READ, [group], columns):
+                yield pa.Table.from_batches([batch])
 
 
 def _read_delta(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
+    from mlflow_flywheel.pipelines.delta import DeltaLog
+
     dataset = DeltaLog(file.path).dataset(file.stamp)
     wanted.check_names(file.path, dataset.schema.names)
     columns = wanted.select(dataset.schema.names)

@@ -10,7 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,14 @@ class DoneFile:
 
     index: int
     rows: int
-    chunks: int
+    """Those that were answered."""
+    pieces: int
     output: str
+    rejected: int = 0
+    rejects: str | None = None
+    """Where they are, when there are any."""
+    unread: bool = False
+    """Whether the file as a whole was set aside."""
 
 
 class Journal:
@@ -92,7 +98,7 @@ class JobState:
     def finish(self, done: DoneFile) -> None:
         """Remember that a file is complete."""
         self.done[done.index] = done
-        self._journal.append([done.index, done.rows, done.chunks, done.output])
+        self._journal.append(list(astuple(done)))
 
     def close(self) -> None:
         self._journal.close()

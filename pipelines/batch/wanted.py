@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 
 UNREADABLE = (pa.ArrowException, OSError, EOFError)
+Drop = Callable[[int | None, str], None]
+"""Told of each line that a reader leaves out, with its number from 1 and the reason."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ class Wanted:
     passthrough: tuple[str, ...] = ("*",)
     id_column: str | None = None
     timestamp_column: str | None = None
+
+    def without(self, names: Collection[str]) -> Wanted:
+        """Return what is wanted of a file where these columns come from elsewhere."""
+        if not names:
+            return self
+        kept = [feature for feature in self.features.features if feature.name not in names]
+        return Wanted(
+            FeatureSchema(kept),
+            tuple(name for name in self.passthrough if name not in names),
+            None if self.id_column in names else self.id_column,
+            None if self.timestamp_column in names else self.timestamp_column,
+        )
 
     @property
     def everything(self) -> bool:

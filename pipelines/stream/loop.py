@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlflow_flywheel.pipelines.errors import Unavailable
+from mlflow_flywheel.pipelines.isolation import Part, score_isolating
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 
 from .dead_letters import Refused
-from .isolation import Part, score_isolating
 from .messages import AnswerFormat, Event, InputFormat, Poison, Refusal
 from .patience import Patience
 from .publishing import Publishing

@@ -104,7 +104,8 @@ def batch_run(context: Context, as_json: bool, name: str, source: str | None, ou
     spec = parse_spec(record.config)
     if not isinstance(spec, BatchSpec):
         raise BadInput(f"deployment {name!r} is a {record.mode} deployment; only batch deployments have runs")
-    paths = BatchOperations().absolute_paths(spec.model_copy(update={"input": source, "output": output}))
+    asked = spec.model_copy(update={"input": source, "output": output, "query": None})
+    paths = BatchOperations().absolute_paths(asked)
     request = BatchRequest(paths.get("input"), paths.get("output"))
     task = do_task(context, "batch_run", name, request.payload(), f"running {name}")
     result = dict(task.result or {})
@@ -114,6 +115,11 @@ def batch_run(context: Context, as_json: bool, name: str, source: str | None, ou
     click.echo(f"{result['rows_out']:,} rows from {result['files']} files in {result['seconds']:.1f} s")
     for written in result.get("outputs", []):
         click.echo(f"  {written}")
+    if result.get("rejects"):
+        rejected, files = result["rows_rejected"], result["files_rejected"]
+        click.echo(f"set aside: {rejected:,} rows and {files} whole files, for the reasons in")
+        for written in result["rejects"]:
+            click.echo(f"  {written}")
 
 
 @click.group()

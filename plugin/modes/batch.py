@@ -53,23 +53,32 @@ class BatchOperations:
         from mlflow_flywheel.pipelines.batch.inputs import (
             DELTA_PREFIX,
             find_inputs,
-            local_path,
+            is_within,
             searched_folder,
         )
+        from mlflow_flywheel.pipelines.batch.locations import Location
 
-        if spec.input is not None:
-            tables = [file.path for file in find_inputs(spec.input) if file.format == "delta"]
+        files_of = spec.input if spec.query is None else None
+        if spec.query is not None and spec.input is not None:
+            from mlflow_flywheel.pipelines.batch.sql_input import check_sql_url
+
+            check_sql_url(spec.input)
+        if files_of is not None:
+            tables = [file.path for file in find_inputs(files_of) if file.format == "delta"]
             if tables and spec.schedule is not None:
                 raise BadInput(
                     f"input {spec.input!r} is a Delta table, and a scheduled run would score all of it every time; give "
                     "a folder of files, or leave out schedule="
                 )
-        target = Path(local_path(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output"))
-        root = searched_folder(spec.input) if spec.input is not None else None
-        if root is not None and target.is_relative_to(root):
+        output = Location.of(_output(context, name, spec).removeprefix(DELTA_PREFIX), "output")
+        root = searched_folder(files_of) if files_of is not None else None
+        if root is not None and is_within(output.text, root):
             raise BadInput(
-                f"output {str(target)!r} is within the input {spec.input!r} and would become input; give another folder"
+                f"output {output.text!r} is within the input {spec.input!r} and would become input; give another folder"
             )
+        if not output.is_local:
+            return
+        target = Path(output.path)
         place = next(folder for folder in (target, *target.parents) if folder.exists())
         if not os.access(place, os.W_OK):
             raise BadInput(
@@ -77,14 +86,15 @@ class BatchOperations:
             )
 
     def absolute_paths(self, spec: BatchSpec) -> dict[str, str]:
-        from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX, local_path
+        from mlflow_flywheel.pipelines.batch.inputs import DELTA_PREFIX
+        from mlflow_flywheel.pipelines.batch.locations import Location
 
         changed = {}
         for key in ("input", "output"):
             value = getattr(spec, key)
-            if value is not None:
+            if value is not None and (key == "output" or spec.query is None):
                 prefix = DELTA_PREFIX if value.startswith(DELTA_PREFIX) else ""
-                changed[key] = prefix + local_path(value.removeprefix(DELTA_PREFIX), key)
+                changed[key] = prefix + Location.of(value.removeprefix(DELTA_PREFIX), key).text
         return changed
 
     def start(
@@ -173,6 +183,7 @@ def batch_config(
 ) -> BatchConfig:
     """Return the job of one run; raises BadInput when neither the request nor the spec says what to score."""
     from mlflow_flywheel.pipelines.batch.inputs import is_delta
+    from mlflow_flywheel.pipelines.batch.locations import Location
 
     source = request.input or spec.input
     if source is None:
@@ -180,6 +191,7 @@ def batch_config(
             f"batch deployment {name!r} has no input; set it ('mlflow deployments update -C input=...') or name one: "
             f"'flywheel batch run {name} --input ...'"
         )
+    query = spec.query if request.input in (None, spec.input) else None  # of another input all is scored
     return BatchConfig(
         deployment=name,
         model=model,
@@ -188,13 +200,22 @@ def batch_config(
         state_dir=str(_folder(context, name) / "state"),
         job_id=job_id,
         input=source,
+        query=query,
         output=request.output or _output(context, name, spec),
         id_column=spec.id_column,
         timestamp_column=spec.timestamp_column,
         passthrough=spec.passthrough if request.passthrough is None else request.passthrough,
         log=spec.log == "all",
+        log_exclude=spec.log_exclude,
+        log_sample=spec.log_sample,
+        on_error=spec.on_error,
         chunk_rows=spec.chunk_rows,
-        incremental=request.input is None and not source.startswith("delta:") and not is_delta(source),
+        commit_rows=spec.commit_rows,
+        threads=spec.threads,
+        incremental=request.input is None
+        and query is None
+        and not source.startswith("delta:")
+        and not is_delta(Location.of(source, "input")),
     )
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -266,3 +267,78 @@ def test_the_command_runs_a_job_and_says_what_is_wrong(folder: Path, zoo: Callab
 def test_an_input_that_does_not_exist_is_named(folder: Path) -> None:
     with pytest.raises(NotFound, match=r"nowhere\.parquet"):
         run_batch(batch_config(folder, input=str(folder / "nowhere.parquet")), sum_scorer())
+
+
+def test_a_run_never_mixes_versions_of_the_model(folder: Path) -> None:
+    write_parquet(folder, 100)
+    config = batch_config(folder, chunk_rows=10, commit_rows=20, output=f"delta:{folder}/answers")
+
+    def stop(progress: BatchProgress) -> None:
+        if progress.rows >= 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(config, sum_scorer(), stop)
+    begun = logged(config).num_rows
+    assert 0 < begun < 100
+    newer = REF.model_copy(update={"version": "2"})
+    with pytest.raises(BadInput, match="version 1.*cannot go on with.*version 2"):
+        run_batch(config.model_copy(update={"model": newer}), sum_scorer(ref=newer, factor=2.0))
+    scored = []
+    counting = sum_scorer()
+    call = counting._call
+    counting._call = lambda frame, params: scored.append(len(frame)) or call(frame, params)  # type: ignore[func-returns-value]
+    assert run_batch(config, counting).rows_out == 100
+    assert sum(scored) < 100, "what both tables have is not scored again"
+    assert logged(config)["model_version"].unique().to_pylist() == ["1"]
+    out = DeltaTable(str(folder / "answers")).to_pyarrow_table()
+    assert sorted(out["key"].to_pylist()) == sum_rows(100)["key"].to_pylist()
+    assert logged(config).num_rows == 100
+
+
+def test_a_delta_output_of_somebody_else_keeps_its_partitions(folder: Path) -> None:
+    write_parquet(folder, 50)
+    first = (
+        sum_rows(1)
+        .append_column("prediction_id", pa.array(["theirs"]))
+        .append_column("prediction", pa.array([1.0]))
+    )
+    write_deltalake(str(folder / "answers"), first, partition_by=["kind"])
+    config = batch_config(folder, output=str(folder / "answers"), chunk_rows=20)
+    run_batch(config, sum_scorer())
+    table = DeltaTable(str(folder / "answers"))
+    assert table.metadata().partition_columns == ["kind"]
+    rows = table.to_pyarrow_table()
+    assert rows.num_rows == 51
+    assert {str(kind) for kind in rows["kind"].to_pylist()} == {"a", "b", "None"}
+
+
+def test_logged_rows_lie_in_the_partition_of_their_event_and_can_be_skipped_by_time(folder: Path) -> None:
+    rows = sum_rows(300)
+    days = pa.array([1_357_000_000_000_000 + i % 7 * 86_400_000_000 for i in range(300)]).cast(
+        rows["when"].type
+    )
+    pq.write_table(rows.set_column(4, "when", days), folder / "in" / "a.parquet")
+    config = batch_config(folder, timestamp_column="when", chunk_rows=40, commit_rows=120)
+    run_batch(config, sum_scorer())
+    table = InferenceTable.open(config.tables, REF.name)
+    found = pa.table(DeltaTable(table.predictions.uri).get_add_actions(flatten=True)).to_pylist()
+    assert sum(action["num_records"] for action in found) == 300
+    assert len({action["partition.event_date"] for action in found}) == 7
+    assert all(action["min.event_time"].date() == action["partition.event_date"] for action in found)
+    assert {action["min.model_version"] for action in found} == {"1"}
+    third = sorted({time.as_py() for time in days})[2]
+    assert table.read(start=third, end=third + timedelta(seconds=1)).num_rows == 43
+
+
+def test_a_share_of_the_rows_and_not_all_features_are_logged(folder: Path) -> None:
+    write_parquet(folder, 400)
+    config = batch_config(folder, log_sample=0.25, log_exclude=("kind",), chunk_rows=50)
+    assert run_batch(config, sum_scorer()).rows_out == 400
+    table = logged(config)
+    assert 50 < table.num_rows < 150
+    assert table["sampling_fraction"].unique().to_pylist() == [0.25]
+    assert table["feature.kind"].null_count == table.num_rows
+    assert answers(folder / "out")["kind"].null_count < 400
+    with pytest.raises(BadInput, match="log_exclude='knid' is no feature"):
+        run_batch(batch_config(folder, job_id="b", log_exclude=("knid",)), sum_scorer())

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from support.cores import NAME, SCHEMA, tiny_core, tiny_request, tiny_scorer
+from deltalake import DeltaTable
+from support.cores import NAME, SCHEMA, DirectLog, tiny_core, tiny_request, tiny_scorer
 
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import shadow_prediction_id, stream_prediction_id
-from mlflow_flywheel.pipelines.inference_table import DirectLog, InferenceTable
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.scoring import ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog, model_spool
@@ -225,3 +226,16 @@ def test_a_label_joins_the_answered_row_and_its_shadow_and_counts_once(
     assert (counts.rows, counts.answered, counts.shadow, counts.labelled) == (8, 4, 4, 3)
     assert (counts.by_deployment, counts.duplicates) == ({"tiny-web": 4}, 0)
     assert table.unmatched_feedback() == 0
+
+
+def test_what_batch_jobs_committed_is_compacted_like_the_rest(table: InferenceTable) -> None:
+    log = DirectLog(table, "job")
+    for i in range(50):  # two files each
+        tiny_core(log).score(
+            tiny_request(2, [f"{i}-a", f"{i}-b"], ["a", "b"], [DAY, DAY + timedelta(days=1)])
+        )
+    before = table.read()
+    assert table.maintain()
+    assert len(DeltaTable(table.predictions.uri).file_uris()) == 2
+    assert table.read().equals(before)
+    assert table.read(start=DAY + timedelta(days=1)).num_rows == 50

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -57,6 +59,31 @@ def test_a_batch_deployment_runs_once(
     assert list(temporary.iterdir()) == []
     assert not (tmp_path / "tables").exists(), "the caller's own tables are left alone"
     assert os.environ["FLYWHEEL_TABLES"] == str(tmp_path / "tables")
+
+
+def test_a_batch_deployment_scores_a_query_and_says_what_it_set_aside(
+    model: ZooModel, tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as connection:
+        model.rows.to_sql("rows", connection, index=False)
+    config = {
+        "mode": "batch",
+        "input": f"sqlite:///{tmp_path}/rows.db",
+        "query": "SELECT * FROM rows",
+        "output": "answers",
+    }
+    run_local("try", model.uri, config=config)
+    answers = pq.read_table(tmp_path / "answers" / "query.parquet").column("prediction").to_pylist()
+    assert answers == mlflow.pyfunc.load_model(model.uri).predict(model.rows).tolist()
+
+    (tmp_path / "rows.csv").write_text("nothing\n1\n")
+    run_local(
+        "try", model.uri, config={"mode": "batch", "input": "rows.csv", "output": "more", "on_error": "skip"}
+    )
+    assert "set aside: 0 rows and 1 whole files" in capsys.readouterr().out
+    with pytest.raises(MlflowException, match=r"password.*\$\{ITS_NAME\}") as error:
+        run_local("try", model.uri, config={**config, "input": "postgresql://me:secret@host/db"})
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import numpy as np
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.ids import new_prediction_ids
+from mlflow_flywheel.pipelines.inference_table import InferenceTable, rows_for
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
-from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoringCore
+from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoredBatch, ScoringCore
 
 SCHEMA = FeatureSchema([Feature("x", "double"), Feature("city", "string")])
 NAME = "tiny"
@@ -50,3 +51,18 @@ def tiny_request(
 ) -> Request:
     records = [{"x": i - n / 2, "city": None if i % 3 == 0 else f"city-{i % 3}"} for i in range(n)]
     return Request(SCHEMA.from_records(records), ids or new_prediction_ids(n), clients, event_times)
+
+
+class DirectLog:
+    """A log whose every append is a commit of the table, as a batch job makes them."""
+
+    def __init__(self, table: InferenceTable, app: str, next_version: int = 0) -> None:
+        self._table = table
+        self._app = app
+        self._next = next_version
+
+    def append(self, batch: ScoredBatch) -> None:
+        commit = self._table.predictions.growing_commit(f"{self._app}-{self._next}", self._app, self._next)
+        commit.write(rows_for(batch.rows, self._table.predictions.schema()))
+        commit.commit()
+        self._next += 1

@@ -28,6 +28,18 @@ def read(path: Path, wanted: Wanted = ALL, rows: int = 1000, types: Any = None) 
     return pa.concat_tables(read_chunks(file, wanted, rows, types))
 
 
+def ids_of(table: pa.Table, column: str) -> list[Any]:
+    found = caller_ids(table, column)
+    assert found is not None
+    return found.to_pylist()
+
+
+def times_of(values: Any) -> list[Any]:
+    found = event_times(pa.table({"t": values}), "t")
+    assert found is not None
+    return found.to_pylist()
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -74,6 +86,22 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             found = read(path, wanted, rows=64)
             assert wanted.features.from_table(found).equals(ALL.features.from_table(table)), path.name
             assert found["key"].to_pylist() == table["key"].to_pylist()
+
+
+def test_a_quote_that_comes_late_in_a_csv_may_hold_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 100)
+    rows = [f"{i}.5,{i},k{i}" for i in range(200)]
+    rows[150] = '150.5,150,"two\n151.5,151,lines"'
+    rows[180] = '180.5,180,5" wide'
+    path = write(tmp_path / "a.csv", "x,n,kind\n" + "\n".join(rows))
+    found = read(path)
+    assert found["n"].to_pylist() == list(range(200))
+    assert found["kind"].to_pylist()[149:152] == ["k149", "two\n151.5,151,lines", "k151"]
+    assert found["kind"].to_pylist()[180] == '5" wide'
+    only = write(tmp_path / "b.csv", 'x,n,kind\n1,2,"a"\n')
+    assert read(only)["kind"].to_pylist() == ["a"]
 
 
 def test_csv_takes_for_missing_what_pandas_does(tmp_path: Path) -> None:
@@ -157,24 +185,22 @@ def test_a_feature_that_json_never_mentions_is_missing_not_null(tmp_path: Path) 
 def test_an_id_keeps_its_zeros_in_csv(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "x,n,flight\n1,2,007\n")
     assert read(path)["flight"].to_pylist() == [7]
-    assert caller_ids(read(path, Wanted(ALL.features, id_column="flight")), "flight") == ["007"]
+    assert ids_of(read(path, Wanted(ALL.features, id_column="flight")), "flight") == ["007"]
     numbers = read(write(tmp_path / "a.jsonl", '{"x": 1, "n": 2, "flight": 7}'))
-    assert caller_ids(numbers, "flight") == ["7"]
+    assert ids_of(numbers, "flight") == ["7"]
 
 
 def test_times_are_read_in_every_common_form() -> None:
     forms = ["2013-01-01T05:00:00Z", "2013-01-01 05:00:00", "2013-01-01T07:00:00+02:00", "2013-01-01T05:00"]
     for texts in ([form] for form in forms):
-        (time,) = event_times(pa.table({"t": texts}), "t") or []
+        (time,) = times_of(texts)
         assert time is not None and time.isoformat() == "2013-01-01T05:00:00+00:00", texts
-    mixed = event_times(pa.table({"t": [*forms, None]}), "t") or []
+    mixed = times_of([*forms, None])
     assert {time and time.isoformat() for time in mixed} == {"2013-01-01T05:00:00+00:00", None}
     naive = pa.array([pd.Timestamp("2013-01-01 05:00:00")], pa.timestamp("ms"))
-    assert [str(time) for time in event_times(pa.table({"t": naive}), "t") or []] == [
-        "2013-01-01 05:00:00+00:00"
-    ]
+    assert [str(time) for time in times_of(naive)] == ["2013-01-01 05:00:00+00:00"]
     for numbers in ([1_357_016_400_250, None], [1_357_016_400_250.0, None]):
-        exact, none = event_times(pa.table({"t": numbers}), "t") or []
+        exact, none = times_of(numbers)
         assert str(exact) == "2013-01-01 05:00:00.250000+00:00"
         assert none is None
     with pytest.raises(BadInput, match="'t' must hold times.*yesterday.*ISO 8601"):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import uuid
 
+import pyarrow as pa
+
 from mlflow_flywheel.pipelines.ids import (
     batch_prediction_ids,
     new_prediction_ids,
@@ -28,14 +30,14 @@ def test_stream_ids_carry_their_position() -> None:
 
 
 def test_batch_ids_are_repeatable() -> None:
-    assert batch_prediction_ids("job", "f", range(2)) == ["job:f:0", "job:f:1"]
+    assert batch_prediction_ids("job", "f", pa.array([0, 1])).to_pylist() == ["job:f:0", "job:f:1"]
 
 
 def test_a_shadows_id_follows_from_the_answered_rows_and_is_no_stream_position() -> None:
     ids = [
         *new_prediction_ids(3),
         stream_prediction_id("t", 1, 2, 3),
-        *batch_prediction_ids("job", "f", range(2)),
+        *batch_prediction_ids("job", "f", pa.array([0, 1])).to_pylist(),
     ]
     shadows = [shadow_prediction_id(name) for name in ids]
     assert shadows == [shadow_prediction_id(name) for name in ids]

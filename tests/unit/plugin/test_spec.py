@@ -175,6 +175,11 @@ def test_all_wrong_values_are_told_at_once() -> None:
         ({"mode": "batch", "schedule": "0 2 * * *"}, r"schedule needs input="),
         ({"mode": "batch", "schedule": "tomorrow", "input": "in"}, r"'tomorrow'.*five fields"),
         ({"mode": "batch", "schedule": "61 2 * * *", "input": "in"}, r"'61 2 \* \* \*'"),
+        ({"mode": "batch", "query": "SELECT 1"}, r"query needs input="),
+        (
+            {"mode": "batch", "query": "SELECT 1", "input": "sqlite:///a", "schedule": "0 2 * * *"},
+            r"all of query= every time",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(raw: dict[str, str], said: str) -> None:

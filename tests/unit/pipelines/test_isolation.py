@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import ModelError, Unavailable
+from mlflow_flywheel.pipelines.isolation import score_isolating
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.scoring import NullLog, Request, ScoredBatch, ScoringCore
-from mlflow_flywheel.pipelines.stream.isolation import score_isolating
 
 SCHEMA = FeatureSchema([Feature("x", "double")])
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlflow_flywheel.pipelines.errors import ModelError
-from mlflow_flywheel.pipelines.scoring import Request, ScoredBatch
+from .errors import ModelError
+from .scoring import Request, ScoredBatch
 
 
 @dataclass(frozen=True)
