@@ -27,7 +27,16 @@ _refusal = click.option("--refusal", type=click.Choice(get_args(Refusal)), help=
 _limit = click.option("--limit", type=click.IntRange(1, _MOST), help="at most so many  [default: all]")
 
 
-@click.group()
+class _NameFirst(click.Group):
+    """Takes NAME COMMAND for COMMAND NAME, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if len(args) > 1 and args[0] not in self.commands and args[1] in self.commands:
+            args = [args[1], args[0], *args[2:]]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_NameFirst)
 def dlq() -> None:
     """The dead letters of a stream deployment: messages that it could not answer."""
 

@@ -220,7 +220,7 @@ def test_what_a_stream_deployment_can_do_is_refused_for_others(home: Home) -> No
     deploy(home, "late-web")
     deploy(home, "late-batch", "batch")
     assert "only stream deployments read messages" in complaint("dlq", "list", "late-web")
-    assert "only stream deployments read messages" in complaint("dlq", "purge", "late-web")
+    assert "only stream deployments read messages" in complaint("dlq", "late-web", "purge")
     assert "only stream deployments read messages" in complaint("replay", "late-web", "--from", "2026-01-01")
     assert "batch deployment: its runs use all cores" in complaint("scale", "late-batch", "2")
     assert "did you mean 'late-web'?" in complaint("dlq", "replay", "late-wev")
