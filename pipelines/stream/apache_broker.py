@@ -23,6 +23,8 @@ STOP_SECONDS = 30
 LEAST_MEMORY_MB = 256
 _HEALTH_SECONDS = 5.0
 _METADATA = "metadata"
+_RETENTION_DAYS = 7
+_RETENTION_MB = 1024
 
 # The metadata store's URL stays unset: it would be read as ZooKeeper's; RocksDB is what a fresh folder gets.
 _SETTINGS = {
@@ -40,6 +42,9 @@ _SETTINGS = {
     "topicLevelPoliciesEnabled": "true",
     "acknowledgmentAtBatchIndexLevelEnabled": "true",
     "loadBalancerEnabled": "false",
+    # What every subscription has acknowledged would be gone at once, and nothing could be replayed.
+    "defaultRetentionTimeInMinutes": str(_RETENTION_DAYS * 24 * 60),
+    "defaultRetentionSizeInMB": str(_RETENTION_MB),
 }
 _LOGGING = """\
 appender.console.type = Console
