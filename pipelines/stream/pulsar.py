@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -47,6 +47,8 @@ IDLE_MS = 250
 ANOTHER_NUMBER = 100  # a first number that no worker has: theirs are below
 _PENDING_MESSAGES = 4000
 _MOST_HELD = 5000
+_UNSUBSCRIBE_ATTEMPTS = 6
+_UNSUBSCRIBE_PAUSE = 0.5  # seconds
 _LOOK_SECONDS = 0.0005
 _OK = pulsar.Result.Ok
 _ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
@@ -166,7 +168,13 @@ class Reader:
     def close(self) -> None:
         if self._has_acknowledged:
             self._consumer.settle()
-        self._consumer.unsubscribe()
+        for _ in range(_UNSUBSCRIBE_ATTEMPTS - 1):
+            with suppress(
+                Unavailable
+            ):  # the broker may be just restarting, and the client comes back by itself
+                return self._consumer.unsubscribe()
+            time.sleep(_UNSUBSCRIBE_PAUSE)
+        return self._consumer.unsubscribe()
 
 
 class Sending:

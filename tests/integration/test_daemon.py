@@ -144,7 +144,7 @@ def test_a_killed_daemons_task_is_done_by_the_next_one_exactly_once(
 ) -> None:
     """SIGKILL in the middle of a batch: its child goes too, and the same task goes on with the same ids."""
     model = zoo("classifier")
-    add_batch(records, model, tmp_path, chunk_rows="500")
+    add_batch(records, model, tmp_path, chunk_rows="500", commit_rows="500")
     table = InferenceTable.open(home.tables, model.ref.name)
     with running_daemon(home) as daemon:
         task = records.enqueue("batch_run", "nightly", {}, "test")
