@@ -217,6 +217,12 @@ class InferenceTable:
         found = self._query("SELECT max(event_time) AS newest FROM predictions", []).column("newest")[0]
         return found.as_py() if found.is_valid else None
 
+    def span(self) -> tuple[datetime, datetime] | None:
+        """Return the oldest and the newest event time, or None for an empty table."""
+        found = self._query("SELECT min(event_time) AS a, max(event_time) AS b FROM predictions", [])
+        first, last = (found.column(name)[0].as_py() for name in ("a", "b"))
+        return None if first is None else (first, last)
+
     def unmatched_feedback(self) -> int:
         """Count the ids in feedback that no prediction has (yet)."""
         result = self._query(

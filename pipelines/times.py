@@ -27,3 +27,8 @@ def parse_time(value: Any) -> datetime:
     except OverflowError:  # a time before the year 1 or after 9999
         raise ValueError(value) from None
     raise ValueError(value)
+
+
+def as_aware(moment: datetime) -> datetime:
+    """Return the moment in UTC; a naive one is taken as UTC."""
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
