@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from mlflow_flywheel.pipelines.backtest import ROW, Answers, Candidate, Features, ScoredPeriod, score_period
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.gate import Kind as ModelKind
 from mlflow_flywheel.pipelines.gate import score, sums_interval, time_blocks
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Predictions, Scorer
@@ -297,7 +298,7 @@ class _Total:
         self._metrics |= {metric for metric, _ in found}
         self._counts.append(np.bincount(blocks, minlength=n).astype(np.float64))
         for place, (_, losses) in enumerate(found):
-            self._sums[place].append(np.bincount(blocks, weights=losses, minlength=n))
+            self._sums[place].append(np.bincount(blocks, weights=losses, minlength=n).astype(np.float64))
             self._bins[place] = merged(self._bins[place], sides[place].calibration)
 
     def result(self, spec: BacktestSpec, periods: Sequence[Period]) -> Overall | None:
@@ -326,7 +327,7 @@ class _Total:
 def _losses(rows: pa.Table, task: Task, scorer: Scorer) -> tuple[str, Floats]:
     proba = rows[PREDICTION_PROBA].combine_chunks() if PREDICTION_PROBA in rows.column_names else None
     said = Predictions(rows[PREDICTION].combine_chunks(), proba, [])
-    kind = "regressor" if task.kind == "regression" else "classifier"
+    kind: ModelKind = "regressor" if task.kind == "regression" else "classifier"
     scores = score(said, scorer.classes, rows[LABEL].combine_chunks(), kind)
     return scores.metric, scores.losses
 

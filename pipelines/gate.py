@@ -191,7 +191,7 @@ def block_interval(
         return 0.0, -math.inf, math.inf
     n = int(blocks.max()) + 1
     _, low, high = sums_interval(
-        np.bincount(blocks, weights=values, minlength=n),
+        np.bincount(blocks, weights=values, minlength=n).astype(np.float64),
         np.bincount(blocks, minlength=n).astype(np.float64),
         seed=seed,
         n_bootstrap=n_bootstrap,
