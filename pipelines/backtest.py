@@ -10,12 +10,11 @@ is the latest of theirs. A feature that was not logged is no missing value: such
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,8 +35,8 @@ _TELLING_ROWS = 50
 _CANNOT_BE_MISSING = ("integer", "long", "boolean")
 _INDEX = ["prediction_id", "client_request_id", "variant", "event_time", LABEL, "label_time"]
 
-Mask = npt.NDArray[np.bool_]
-Features = Mapping[str, frozenset[str]]
+Filled = Mapping[tuple[str, str], tuple[int, Mapping[str, int]]]
+Features = Callable[[str], frozenset[str] | None]
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,16 @@ def score_period(
 ) -> ScoredPeriod:
     """Let the candidates answer the labelled events of [start, end).
 
-    `logged` maps a version to the features that its deployments logged; for versions that are not in it the rows tell.
+    `logged` tells the features that the deployments of a version logged; where it answers None the rows must tell.
     """
     rows = table.read(start=start, end=end, columns=_INDEX, order_by=None)
     events = _events(rows)
     labelled = events.filter(pc.is_valid(events[LABEL]))
-    tries = [_Try(candidate, logged) for candidate in candidates]
+    columns = _columns(table, candidates)
+    filled = table.filled(start, end, columns) if labelled.num_rows else {}
+    tries = [_Try(candidate, logged, filled) for candidate in candidates]
     if labelled.num_rows:
-        wanted = sorted({name for candidate in candidates for name in candidate.scorer.schema.names})
-        for piece in _pieces(table, start, end, wanted):
+        for piece in _pieces(table, start, end, columns):
             at = pc.index_in(piece["prediction_id"], labelled["prediction_id"].combine_chunks())
             chosen = piece.append_column(ROW, at).filter(pc.is_valid(at))
             for attempt in tries:
@@ -122,7 +122,6 @@ def _events(rows: pa.Table) -> pa.Table:
             ("event_time", "ascending"),
             ("prediction_id", "ascending"),
         ],
-        null_placement="at_end",
     )
     named = named.take(order).drop_columns(["second"])
     keys = named["client_request_id"].combine_chunks().dictionary_encode().indices
@@ -130,12 +129,16 @@ def _events(rows: pa.Table) -> pa.Table:
     return pa.concat_tables([rows.filter(pc.is_null(asked)), named.take(pa.array(np.sort(first)))])
 
 
+def _columns(table: InferenceTable, candidates: Sequence[Candidate]) -> list[str]:
+    """Return the columns of the features that any candidate takes and the table has."""
+    names = {FEATURE_PREFIX + name for candidate in candidates for name in candidate.scorer.schema.names}
+    return sorted(names & set(table.predictions.schema().names))
+
+
 def _pieces(
-    table: InferenceTable, start: datetime, end: datetime, features: Sequence[str]
+    table: InferenceTable, start: datetime, end: datetime, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """Read the features of a span, as they are called in the table, at most a day at a time."""
-    present = set(table.predictions.schema().names)
-    columns = [FEATURE_PREFIX + name for name in features if FEATURE_PREFIX + name in present]
     own = ["prediction_id", "deployment", "model_version"]
     while start < end:
         stop = min(start + _PIECE, end)
@@ -148,9 +151,10 @@ def _pieces(
 class _Try:
     """One candidate at work on the pieces of a period."""
 
-    def __init__(self, candidate: Candidate, logged: Features) -> None:
+    def __init__(self, candidate: Candidate, logged: Features, filled: Filled) -> None:
         self._candidate = candidate
         self._logged = logged
+        self._filled = filled
         self._parts: list[pa.Table] = []
         self._unscored: Counter[str] = Counter()
         self._remarks: Counter[str] = Counter()
@@ -186,7 +190,7 @@ class _Try:
     def _add_group(self, rows: pa.Table, deployment: str, version: str) -> None:
         schema = self._candidate.scorer.schema
         for feature in schema.features:
-            why = self._not_logged(rows, feature, deployment, version)
+            why = self._not_logged(feature, deployment, version)
             if why and feature.required:
                 self._unscored[why] += rows.num_rows
                 return
@@ -200,25 +204,24 @@ class _Try:
         for begin in range(0, rows.num_rows, _SLICE_ROWS):
             self._score(given.slice(begin, _SLICE_ROWS), rows[ROW].slice(begin, _SLICE_ROWS))
 
-    def _not_logged(self, rows: pa.Table, feature: Feature, deployment: str, version: str) -> str:
-        """Say why a feature has no value in any row of a group, or return an empty string when it may have one."""
-        known = self._logged.get(version)
+    def _not_logged(self, feature: Feature, deployment: str, version: str) -> str:
+        """Say why a feature has no value in any row of a deployment, or return an empty string when it may have one."""
+        known = self._logged(version)
         if known is not None and feature.name not in known:
             return f"feature {feature.name!r} was not logged: version {version} did not take it"
-        column = FEATURE_PREFIX + feature.name
-        absent = column not in rows.column_names
-        if absent or (rows.num_rows >= _TELLING_ROWS and rows[column].null_count == rows.num_rows):
+        n, values = self._filled[deployment, version]
+        found = values.get(FEATURE_PREFIX + feature.name)
+        if found is None or (found == 0 and n >= _TELLING_ROWS):
             return f"feature {feature.name!r} was not logged by deployment {deployment!r}"
         return ""
 
     def _with_value(self, rows: pa.Table, feature: Feature) -> pa.Table:
-        column = rows[FEATURE_PREFIX + feature.name]
-        missing = column.null_count
+        absent = pc.is_null(rows[FEATURE_PREFIX + feature.name], nan_is_null=True)
+        missing = pc.sum(absent).as_py() or 0
         if missing:
-            self._unscored[f"feature {feature.name!r} is null, but {feature.type} has no missing value"] += (
-                missing
-            )
-            rows = rows.filter(pc.is_valid(column))
+            why = f"feature {feature.name!r} is missing, but {feature.type} has no missing value"
+            self._unscored[why] += missing
+            rows = rows.filter(pc.invert(absent))
         return rows
 
     def _score(self, features: pa.Table, positions: pa.ChunkedArray) -> None:
@@ -235,6 +238,9 @@ class _Try:
         answered = pc.is_valid(part[PREDICTION])
         if pa.types.is_floating(said.values.type):
             answered = pc.and_(answered, pc.fill_null(pc.is_finite(part[PREDICTION]), False))
+        if said.proba is not None:
+            sure = np.isfinite(said.proba.flatten().to_numpy()).reshape(len(said), -1).all(axis=1)
+            answered = pc.and_(answered, pa.array(sure))
         kept = part.filter(answered)
         if kept.num_rows < part.num_rows:
             self._unscored["the model answered nothing"] += part.num_rows - kept.num_rows

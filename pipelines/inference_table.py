@@ -223,6 +223,21 @@ class InferenceTable:
         first, last = (found.column(name)[0].as_py() for name in ("a", "b"))
         return None if first is None else (first, last)
 
+    def filled(
+        self, start: datetime, end: datetime, columns: Sequence[str]
+    ) -> dict[tuple[str, str], tuple[int, dict[str, int]]]:
+        """Count, for each (deployment, version) of a span, the rows and the values that are not null in columns."""
+        where, parameters = _filters(start, end)
+        counts = "".join(f", count({_quoted(name)}) AS {_quoted(name)}" for name in columns)
+        rows = self._query(
+            f"SELECT deployment, model_version, count(*) AS n{counts} FROM predictions {where} GROUP BY ALL",
+            parameters,
+        ).to_pylist()
+        return {
+            (row["deployment"], row["model_version"]): (row["n"], {name: row[name] for name in columns})
+            for row in rows
+        }
+
     def unmatched_feedback(self) -> int:
         """Count the ids in feedback that no prediction has (yet)."""
         result = self._query(

@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_flywheel.monitors.backtest import Backtest, BacktestSpec, backtest, cut
 from mlflow_flywheel.monitors.backtest_run import BACKTEST_ARTIFACT, log_backtest
@@ -16,7 +17,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.lineage import Lineage
 from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model, resolve_model
+from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model, model_signature, resolve_model
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 from mlflow_flywheel.pipelines.times import parse_time
 from mlflow_flywheel.pipelines.training_window import (
@@ -67,7 +68,7 @@ def run_backtest(
 ) -> BacktestRun:
     """Back-test one registered version, alone or against another of the same model, and log it.
 
-    Raises NotFound for versions that do not exist, BadInput for versions of two models, a model without logged rows, or
+    The run holds the result. Raises NotFound for versions that do not exist, BadInput for versions of two models, a model without logged rows, or
     a span without rows or labels.
     """
     from mlflow import MlflowClient
@@ -95,7 +96,7 @@ def run_backtest(
         )
         for one in resolved
     ]
-    result = backtest(table, candidates, spec, _logged_features(client, table.model_name), progress)
+    result = backtest(table, candidates, spec, _logged_features(context, table.model_name), progress)
     ids = tuple(one.model_id for one in resolved)
     experiment, run_id = log_backtest(client, result, model_ids=ids, table_versions=versions)
     return BacktestRun(result, experiment, run_id)
@@ -163,22 +164,15 @@ def _spec(table: InferenceTable, request: BacktestRequest) -> BacktestSpec:
     return spec
 
 
-def _logged_features(client: MlflowClient, model: str) -> dict[str, frozenset[str]]:
-    """Return the features that each version takes, of those whose signature can still be read."""
-    found: dict[str, frozenset[str]] = {}
-    for version in client.search_model_versions(f"name='{model}'"):
-        schema = _schema_of(version, client.tracking_uri)
-        if schema is not None:
-            found[str(version.version)] = frozenset(schema.names)
-    return found
+def _logged_features(context: Context, model: str) -> Callable[[str], frozenset[str] | None]:
+    """Return what tells the features that a version takes, None where its signature cannot be read any more."""
 
+    @cache
+    def logged(version: str) -> frozenset[str] | None:
+        try:
+            found = resolve_model(f"models:/{model}/{version}", context.tracking_uri)
+            return frozenset(FeatureSchema.from_signature(model_signature(found, context.tracking_uri)).names)
+        except FlywheelError:
+            return None  # deleted, or without files: the rows themselves must tell
 
-def _schema_of(version: Any, tracking_uri: str) -> FeatureSchema | None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.models import get_model_info
-
-    try:
-        signature = get_model_info(f"models:/{version.name}/{version.version}").signature
-        return FeatureSchema.from_signature(signature)
-    except (MlflowException, FlywheelError, OSError):
-        return None  # its files are gone: the rows themselves must tell
+    return logged
