@@ -52,7 +52,7 @@ class _Plane:
         for period in periods[::step]:
             x = self.x(period.window.start)
             yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_BOTTOM}" y2="{_BOTTOM + 4}"/>'
-            yield f'<text x="{x:.1f}" y="{_BOTTOM + 17}">{period.window.start:%Y-%m-%d}</text>'
+            yield f'<text x="{x:.1f}" y="{_BOTTOM + 17}" text-anchor="middle">{period.window.start:%Y-%m-%d}</text>'
 
 
 def lines(result: Backtest, metric: str) -> str:
@@ -160,9 +160,9 @@ def _extent(estimates: Sequence[Estimate]) -> list[float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    raw = (high - low) / 4
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -7,7 +7,7 @@ from html import escape
 
 from .backtest import Backtest, Estimate, Period, reasons
 from .backtest_chart import LOWER_SIDE, UPPER_SIDE, differences, lines, reliability_chart
-from .backtest_words import better, conclusion, interval, leak_note, names, shown_state
+from .backtest_words import better, conclusion, leak_note, names, shown_state
 from .windows import format_duration
 
 _CHARTED = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2", "calibration_error")
@@ -107,7 +107,7 @@ def _table(result: Backtest) -> str:
     heads = ["period", "rows", "labels"]
     heads += [f"{name.replace('_', ' ')}<br>{escape(side)}" for name in shown for side in sides]
     heads += [f"difference<br>{name.replace('_', ' ')}" for name in shown[:2] if len(sides) > 1]
-    heads += ["not scored", ""]
+    heads += ["not scored"]
     columns = "".join(f"<th{_number(i)}>{head}</th>" for i, head in enumerate(heads))
     rows = "".join(_row(result, period, shown) for period in result.periods)
     return f"<table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>"
@@ -115,7 +115,9 @@ def _table(result: Backtest) -> str:
 
 def _row(result: Backtest, period: Period, shown: Sequence[str]) -> str:
     coverage = f" <small>{period.coverage:.0%}</small>" if period.coverage is not None else ""
-    cells = [f"<td>{period.window.start:%Y-%m-%d %H:%M}</td>"]
+    state = shown_state(period, result.spec.min_rows)
+    note = "" if state == "ok" else f"<br><small>{escape(state)}</small>"
+    cells = [f"<td>{period.window.start:%Y-%m-%d %H:%M}{note}</td>"]
     cells += [
         f'<td class="number">{text}</td>' for text in (f"{period.events:,}", f"{period.labelled:,}{coverage}")
     ]
@@ -123,8 +125,7 @@ def _row(result: Backtest, period: Period, shown: Sequence[str]) -> str:
     if len(period.sides) > 1:
         cells += [_change(name, period.difference.get(name)) for name in shown[:2]]
     unscored = " / ".join(f"{sum(side.unscored.values()):,}" for side in period.sides)
-    state = shown_state(period, result.spec.min_rows)
-    cells += [f'<td class="number">{unscored}</td>', f"<td>{'' if state == 'ok' else escape(state)}</td>"]
+    cells.append(f'<td class="number">{unscored}</td>')
     return f"<tr{' class=marked' if period.trained_on else ''}>{''.join(cells)}</tr>"
 
 
@@ -141,7 +142,10 @@ def _change(name: str, change: Estimate | None) -> str:
     if change is None:
         return '<td class="number"></td>'
     colour = {True: " good", False: " bad", None: ""}[better(name, change)]
-    return f'<td class="number{colour}">{interval(change, signed=True).replace(" (", "<br><small>(")}</small></td>'
+    bounds = ""
+    if change.low is not None and change.high is not None:
+        bounds = f"<br><small>{change.low:+.3g} to {change.high:+.3g}</small>"
+    return f'<td class="number{colour}">{change.value:+.3g}{bounds}</td>'
 
 
 def _calibration(result: Backtest) -> str:
@@ -169,7 +173,7 @@ def _left_out(result: Backtest) -> str:
     repeated = sum(period.repeated for period in result.periods)
     if repeated:
         rows.append(
-            f'<tr><td>both</td><td class="number">{repeated:,}</td><td>left out</td><td class="reason">they repeat an '
+            f'<tr><td>any</td><td class="number">{repeated:,}</td><td>left out</td><td class="reason">they repeat an '
             "event: a shadow's answers, or the same client_request_id again</td></tr>"
         )
     if not rows:
