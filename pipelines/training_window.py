@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from .lineage import Lineage
 from .schema import TIMESTAMP
-from .times import EPOCH, as_aware
+from .times import EPOCH, as_utc
 
 TRAINING_START_TAG = "flywheel.training_start"
 TRAINING_END_TAG = "flywheel.training_end"
@@ -33,7 +33,7 @@ class TrainingWindow:
     @classmethod
     def of_lineage(cls, lineage: Lineage) -> TrainingWindow:
         """Return the window of a version that a retraining made; the gate judged it on what was held out."""
-        start, end, chosen = map(as_aware, (lineage.start, lineage.holdout_start, lineage.as_of))
+        start, end, chosen = map(as_utc, (lineage.start, lineage.holdout_start, lineage.as_of))
         return cls("the lineage of its retraining", start, end, chosen)
 
     @property

@@ -13,7 +13,19 @@ from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.records import Records
 
-COMMANDS = ["up", "down", "status", "logs", "feedback", "monitor", "retrain", "batch", "loop", "demo"]
+COMMANDS = [
+    "up",
+    "down",
+    "status",
+    "logs",
+    "feedback",
+    "monitor",
+    "retrain",
+    "backtest",
+    "batch",
+    "loop",
+    "demo",
+]
 
 
 @pytest.fixture(autouse=True)
