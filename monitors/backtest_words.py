@@ -15,13 +15,14 @@ def conclusion(result: Backtest) -> str:
     overall = result.overall
     if overall is None:
         return (
-            "No period has enough labelled rows, free of training rows, to say anything over the whole span."
+            "No period without training rows has enough labelled rows that every version could score, so there is "
+            "nothing to say over the whole span."
         )
     unit = overall.metric.replace("_", " ")
     said = " and ".join(
         f"{interval(loss)} of {name}" for loss, name in zip(overall.losses, names(result), strict=True)
     )
-    text = f"Mean {unit} over {overall.rows:,} rows of {overall.periods} periods: {said}."
+    text = f"Mean {unit} over {overall.rows:,} rows of {_periods(overall.periods)}: {said}."
     change = overall.difference
     if change is None:
         return text
@@ -45,10 +46,10 @@ def leak_note(result: Backtest) -> str:
         text = f"{name.capitalize()} was trained on {result.training[place]}; "
         if any(trained):
             periods = sum(rows > 0 for rows in trained)
-            text += f"{sum(trained):,} rows in {periods} periods lie in that window. These periods are marked, and "
-            text += "left out of the figures over all."
+            text += f"{sum(trained):,} rows in {_periods(periods)} lie in that window: marked, and "
+            text += "left out of the figures over all periods."
         else:
-            text += "none of the rows lies in that window."
+            text += "none of the rows that it scored lies in that window."
         if chosen:
             text += f" {chosen:,} rows were the hold-out on which it was chosen, so it looks a little better there."
         said.append(text)
@@ -73,6 +74,10 @@ def better(metric: str, change: Estimate) -> bool | None:
     if change.low is None or change.high is None or change.low <= 0 <= change.high:
         return None
     return (change.value < 0) == (metric in LOWER_IS_BETTER)
+
+
+def _periods(n: int) -> str:
+    return "1 period" if n == 1 else f"{n} periods"
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:

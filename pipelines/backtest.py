@@ -200,6 +200,9 @@ class _Try:
             if feature.required and feature.type in _CANNOT_BE_MISSING:
                 rows = self._with_value(rows, feature)
         features = [name for name in schema.names if FEATURE_PREFIX + name in rows.column_names]
+        if not features:
+            self._unscored["none of its features was logged"] += rows.num_rows
+            return
         given = rows.select([FEATURE_PREFIX + name for name in features]).rename_columns(features)
         for begin in range(0, rows.num_rows, _SLICE_ROWS):
             self._score(given.slice(begin, _SLICE_ROWS), rows[ROW].slice(begin, _SLICE_ROWS))

@@ -157,7 +157,7 @@ def test_a_version_that_meets_its_training_rows_says_so(world: World) -> None:
     said = json.loads(done.stdout)
     assert [p["state"] for p in said["periods"][:2]] == ["ok", "in training window"]
     assert said["periods"][1]["sides"][0]["training_rows"] == 315
-    assert said["overall"]["rows"] == 315 and "315 rows in 1 periods" in said["leak"]
+    assert said["overall"]["rows"] == 315 and "315 rows in 1 period" in said["leak"]
     trained = world.client.get_metric_history(said["run_id"], "training_rows")
     assert [p.value for p in trained] == [0, 315, 0, 0]
     assert world.client.get_metric_history(said["run_id"], "difference/auc")[0].value == 0

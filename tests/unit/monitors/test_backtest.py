@@ -180,8 +180,8 @@ def test_rows_of_the_training_window_are_marked_and_do_not_count(logged):
     assert result.overall.rows == 600 and result.overall.periods == 2
     assert shown_state(result.periods[0], 50) == "in training window"
     said = leak_note(result)
-    assert "150 rows in 1 periods lie in that window" in said and "193 rows were the hold-out" in said
-    assert "none of the rows lies in that window" in said and said in page(result)
+    assert "150 rows in 1 period lie in that window" in said and "193 rows were the hold-out" in said
+    assert "none of the rows that it scored lies in that window" in said and said in page(result)
     nobody = backtest(logged.table, [candidate(logistic(), "a", classes=("0", "1"))], spec(21), unknown)
     assert "is not known: nobody said so" in leak_note(nobody)
 
