@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from .lineage import Lineage
 from .schema import TIMESTAMP
-from .times import EPOCH, as_utc
+from .times import as_utc
 
 TRAINING_START_TAG = "flywheel.training_start"
 TRAINING_END_TAG = "flywheel.training_end"
@@ -59,7 +59,7 @@ class TrainingWindow:
 
 
 def _inside(event_times: pa.ChunkedArray, start: datetime | None, end: datetime | None) -> int:
-    before = pc.less(event_times, pa.scalar(end, TIMESTAMP))
-    after = pc.greater_equal(event_times, pa.scalar(start or EPOCH, TIMESTAMP))
-    inside = pc.and_(before, after) if start is not None else before
+    inside = pc.less(event_times, pa.scalar(end, TIMESTAMP))
+    if start is not None:
+        inside = pc.and_(inside, pc.greater_equal(event_times, pa.scalar(start, TIMESTAMP)))
     return int(np.count_nonzero(inside.to_numpy()))

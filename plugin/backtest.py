@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_flywheel.monitors.backtest import Backtest, BacktestSpec, backtest, cut
 from mlflow_flywheel.monitors.backtest_run import BACKTEST_ARTIFACT, log_backtest
+from mlflow_flywheel.monitors.reporting import run_link
 from mlflow_flywheel.pipelines.backtest import Candidate
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
@@ -54,11 +55,10 @@ class BacktestRun:
     run_id: str
 
     def link(self, tracking_uri: str) -> str:
-        """Return the address of the report in MLflow's pages, or the run's id where there are no pages."""
+        """Return the run's address in MLflow's pages, or its id where there are no pages."""
         if not tracking_uri.startswith(("http://", "https://")):
             return f"MLflow run {self.run_id}, artifact {BACKTEST_ARTIFACT}"
-        place = f"#/experiments/{self.experiment}/runs/{self.run_id}"
-        return f"{tracking_uri.rstrip('/')}/{place}?workflowType=machine_learning"
+        return f"{tracking_uri.rstrip('/')}/{run_link(self.experiment, self.run_id, report=False)}"
 
 
 def run_backtest(
