@@ -60,8 +60,8 @@ def deployment_run(client: MlflowClient, model: str, deployment: str, mode: str)
 
 def end_deployment_run(client: MlflowClient, run_id: str) -> None:
     """Finish a deployment's run, when the deployment is deleted; a later one of the same name starts anew."""
-    with _errors(client, "finish a deployment's run"):
-        _finish(client, run_id, "FINISHED")
+    with mlflow_errors(client, "finish a deployment's run"):
+        finish_run(client, run_id, "FINISHED")
 
 
 def model_run(client: MlflowClient, model: str) -> str:
@@ -73,8 +73,8 @@ def log_deployment_metrics(
     client: MlflowClient, run_id: str, metrics: Mapping[str, float], as_of: datetime
 ) -> None:
     """Add a point to each series of a long-lived run, at the event time `as_of`. One request."""
-    with _errors(client, "log metrics"):
-        client.log_batch(run_id, metrics=_points(metrics, as_of))
+    with mlflow_errors(client, "log metrics"):
+        client.log_batch(run_id, metrics=points_at(metrics, as_of))
 
 
 def log_monitor_run(
@@ -104,19 +104,19 @@ def log_monitor_run(
     window = verdicts[0].window if verdicts else None
     metrics = {f"{v.monitor}/{name}": value for v in verdicts for name, value in v.metrics.items()}
     every = {**_run_tags(model, version, as_of, verdicts, window), _PARENT: parent, **(tags or {})}
-    with _errors(client, f"log the monitors of {model!r}"):
+    with mlflow_errors(client, f"log the monitors of {model!r}"):
         run = client.create_run(experiment, tags=every, run_name=f"monitor {as_utc(as_of):%Y-%m-%d %H:%M}")
         run_id = str(run.info.run_id)
         try:
             dataset = _log_window(client, run_id, model, window, rows, source, table_version, model_id)
-            client.log_batch(run_id, metrics=_points(metrics, as_of, model_id, dataset))
+            client.log_batch(run_id, metrics=points_at(metrics, as_of, model_id, dataset))
             _log_files(client, run, verdicts, html)
         except BaseException:
-            _finish(client, run_id, "FAILED")
+            finish_run(client, run_id, "FAILED")
             raise
-        _finish(client, run_id, "FINISHED")
+        finish_run(client, run_id, "FINISHED")
         note = [_tag(_NOTE, _note(verdicts, experiment, run_id, html is not None))]
-        client.log_batch(parent, metrics=_points(metrics, as_of), tags=note)
+        client.log_batch(parent, metrics=points_at(metrics, as_of), tags=note)
         if version:
             link = run_link(experiment, run_id, html is not None)
             show_on_version(client, model, version, as_of, verdicts, link)
@@ -135,7 +135,7 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
     experiment = experiment_id(client, model)
     wanted = {KIND_TAG: kind, **{tag: value for tag, value in tags.items() if tag == DEPLOYMENT_TAG}}
     query = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in wanted.items())
-    with _errors(client, f"find the run of {name!r}"):
+    with mlflow_errors(client, f"find the run of {name!r}"):
         found = client.search_runs(
             [experiment], f"{query} and attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1
         )
@@ -145,7 +145,7 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
     return str(run.info.run_id)
 
 
-def _finish(client: MlflowClient, run_id: str, status: str) -> None:
+def finish_run(client: MlflowClient, run_id: str, status: str) -> None:
     """End a run, without the lines that MLflow would ask the server for and print for every run that ends."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     client.set_terminated(run_id, status)
@@ -166,7 +166,7 @@ def _run_tags(
         "flywheel.version": version,
         "flywheel.as_of": as_utc(as_of).isoformat(),
         "flywheel.verdict": worst(verdicts),
-        _NOTE: "\n\n".join(f"**{v.monitor}: {v.status}**: {_markdown(v.summary)}" for v in verdicts)[
+        _NOTE: "\n\n".join(f"**{v.monitor}: {v.status}**: {plain_markdown(v.summary)}" for v in verdicts)[
             :_TAG_LENGTH
         ],
     }
@@ -176,16 +176,16 @@ def _run_tags(
 
 
 def _note(verdicts: Sequence[Verdict], experiment: str, run_id: str, report: bool) -> str:
-    said = "\n".join(f"- **{v.monitor}: {v.status}**: {_markdown(v.summary)}" for v in verdicts)
+    said = "\n".join(f"- **{v.monitor}: {v.status}**: {plain_markdown(v.summary)}" for v in verdicts)
     return f"Newest: [{'drift report' if report else 'monitor run'}]({run_link(experiment, run_id, report)})\n\n{said}"
 
 
-def _markdown(text: str) -> str:
+def plain_markdown(text: str) -> str:
     """Keep names that hold Markdown or HTML from being taken as such."""
     return "".join("\\" + c if c in "\\`*_[]<>#|" else c for c in text)
 
 
-def _points(
+def points_at(
     metrics: Mapping[str, float],
     as_of: datetime,
     model_id: str | None = None,
@@ -256,7 +256,7 @@ def _log_files(client: MlflowClient, run: Run, verdicts: Sequence[Verdict], html
         root = Path(folder)
         (root / "verdicts.json").write_text(json.dumps([v.to_dict() for v in verdicts], indent=1))
         for verdict in verdicts:
-            _write_csv(verdict.evidence, root / "evidence" / f"{verdict.monitor}.csv")
+            write_csv(verdict.evidence, root / "evidence" / f"{verdict.monitor}.csv")
         if html is not None:
             report = root / REPORT_ARTIFACT
             report.parent.mkdir()
@@ -264,7 +264,7 @@ def _log_files(client: MlflowClient, run: Run, verdicts: Sequence[Verdict], html
         client.log_artifacts(run.info.run_id, folder)
 
 
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not rows:
         return
     path.parent.mkdir(exist_ok=True)
@@ -284,7 +284,7 @@ def _cell(value: Any) -> Any:
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    with _errors(client, f"open the experiment {name!r}"):
+    with mlflow_errors(client, f"open the experiment {name!r}"):
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -303,7 +303,7 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 
 @contextmanager
-def _errors(client: MlflowClient, what: str) -> Iterator[None]:
+def mlflow_errors(client: MlflowClient, what: str) -> Iterator[None]:
     """Turn MLflow's errors into ours: logging can be tried again later."""
     from mlflow.exceptions import MlflowException
 

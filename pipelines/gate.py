@@ -190,13 +190,26 @@ def block_interval(
     if len(values) == 0:
         return 0.0, -math.inf, math.inf
     n = int(blocks.max()) + 1
-    mean = float(values.mean())
+    _, low, high = sums_interval(
+        np.bincount(blocks, weights=values, minlength=n).astype(np.float64),
+        np.bincount(blocks, minlength=n).astype(np.float64),
+        seed=seed,
+        n_bootstrap=n_bootstrap,
+        confidence=confidence,
+    )
+    return float(values.mean()), low, high
+
+
+def sums_interval(
+    sums: Floats, counts: Floats, *, seed: int, n_bootstrap: int, confidence: float
+) -> tuple[float, float, float]:
+    """Return what `block_interval` does, of each block's sum and number of rows."""
+    n = len(sums)
+    mean = float(sums.sum() / max(counts.sum(), 1.0))
     if n < 2:
         return mean, -math.inf, math.inf
     from scipy.stats import norm, t
 
-    sums = np.bincount(blocks, weights=values, minlength=n)
-    counts = np.bincount(blocks, minlength=n).astype(np.float64)
     draws = (
         np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=n_bootstrap).astype(np.float64)
     )

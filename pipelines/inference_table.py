@@ -216,6 +216,27 @@ class InferenceTable:
         found = self._query("SELECT max(event_time) AS newest FROM predictions", []).column("newest")[0]
         return found.as_py() if found.is_valid else None
 
+    def span(self) -> tuple[datetime, datetime] | None:
+        """Return the oldest and the newest event time, or None for an empty table."""
+        found = self._query("SELECT min(event_time) AS a, max(event_time) AS b FROM predictions", [])
+        first, last = (found.column(name)[0].as_py() for name in ("a", "b"))
+        return None if first is None else (first, last)
+
+    def filled(
+        self, start: datetime, end: datetime, columns: Sequence[str]
+    ) -> dict[tuple[str, str], tuple[int, dict[str, int]]]:
+        """Count, for each (deployment, version) of a span, the rows and the values that are not null in columns."""
+        where, parameters = _filters(start, end)
+        counts = "".join(f", count({_quoted(name)}) AS {_quoted(name)}" for name in columns)
+        rows = self._query(
+            f"SELECT deployment, model_version, count(*) AS n{counts} FROM predictions {where} GROUP BY ALL",
+            parameters,
+        ).to_pylist()
+        return {
+            (row["deployment"], row["model_version"]): (row["n"], {name: row[name] for name in columns})
+            for row in rows
+        }
+
     def unmatched_feedback(self) -> int:
         """Count the ids in feedback that no prediction has (yet)."""
         result = self._query(

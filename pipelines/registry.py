@@ -94,6 +94,24 @@ def download_model(model: ResolvedModel, folder: Path, tracking_uri: str | None 
     return ModelRef(name=model.name, version=model.version, model_id=model.model_id, path=str(target))
 
 
+def model_signature(model: ResolvedModel, tracking_uri: str | None = None) -> Any:
+    """Read the signature of a model without downloading the rest of it; None when it has none.
+
+    Raises Unavailable when its files cannot be read.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="flywheel-signature-") as folder:
+        try:
+            uri = f"{_files_of(model, tracking_uri).rstrip('/')}/MLmodel"
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri
+            )
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            raise Unavailable(f"the signature of {model.versioned_uri!r} cannot be read: {error}") from error
+        return mlflow.models.Model.load(found).signature
+
+
 def _files_of(model: ResolvedModel, tracking_uri: str | None) -> str:
     """Return where a model's files are: for a models:/ URI MLflow would ask this process's default server instead."""
     client = _client(tracking_uri)

@@ -24,11 +24,14 @@ def parse_time(value: Any) -> datetime:
         value = datetime(value.year, value.month, value.day)
     try:
         if isinstance(value, datetime):
-            return (
-                value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
-            )
+            return as_utc(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return EPOCH + timedelta(milliseconds=value)
     except OverflowError:  # a time before the year 1 or after 9999
         raise ValueError(value) from None
     raise ValueError(value)
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Return the moment in UTC; a naive one is taken as UTC, as everywhere in the inference table."""
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)

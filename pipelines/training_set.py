@@ -6,7 +6,7 @@ happened at or after the first held-out one. Only labels that were known at `as_
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .inference_table import InferenceTable
 from .lineage import HOLDOUT_FILE, LINEAGE_FILE, TRAIN_FILE, Lineage, TrainingSet, TrainingSetSpec
 from .schema import TIMESTAMP, FeatureSchema
 from .scoring import FEATURE_PREFIX
+from .times import as_utc
 from .training_files import EVENT_TIME, LABEL, PREDICTION_ID, content_hash, read_rows, write_rows
 
 # Below this many rows neither a fit nor a comparison says anything.
@@ -36,7 +37,7 @@ def build_training_set(
     spec = spec.model_copy(update={"table_versions": spec.table_versions or table.versions()})
     labelled = _labelled_rows(table, spec, schema)
     train, holdout = split_by_time(labelled, spec)
-    cut = _utc(holdout[EVENT_TIME][0].as_py()) if holdout.num_rows else _utc(spec.as_of)
+    cut = as_utc(holdout[EVENT_TIME][0].as_py()) if holdout.num_rows else as_utc(spec.as_of)
     logged_rows = train.num_rows
     if base is not None:
         train = pa.concat_tables([_base_rows(base, spec, schema, labelled, cut), train])
@@ -87,9 +88,9 @@ def split_by_time(labelled: pa.Table, spec: TrainingSetSpec) -> tuple[pa.Table, 
     if held == 0:
         return labelled, labelled.slice(0, 0)
     times = labelled[EVENT_TIME]
-    cut = _utc(times[n - held].as_py())
+    cut = as_utc(times[n - held].as_py())
     if spec.holdout_not_before is not None:
-        cut = max(cut, _utc(spec.holdout_not_before))
+        cut = max(cut, as_utc(spec.holdout_not_before))
     first = pc.sum(pc.less(times, pa.scalar(cut, TIMESTAMP))).as_py() or 0
     return labelled.slice(0, first), labelled.slice(first)
 
@@ -101,16 +102,16 @@ def _labelled_rows(table: InferenceTable, spec: TrainingSetSpec, schema: Feature
     """
     logged = {FEATURE_PREFIX + name: name for name in schema.names}
     rows = table.read(
-        start=_utc(spec.start),
-        end=_utc(spec.as_of),
+        start=as_utc(spec.start),
+        end=as_utc(spec.as_of),
         variant="champion",
         labelled=True,
-        known_before=_utc(spec.as_of),
-        received_before=_utc(spec.known_at),
+        known_before=as_utc(spec.as_of),
+        received_before=as_utc(spec.known_at),
         columns=["prediction_id", "event_time", "request_time", *logged, "label"],
         order_by="event_time, prediction_id",
     )
-    rows = rows.filter(pc.less(rows["request_time"], pa.scalar(_utc(spec.known_at), TIMESTAMP)))
+    rows = rows.filter(pc.less(rows["request_time"], pa.scalar(as_utc(spec.known_at), TIMESTAMP)))
     features = schema.from_table(rows.select(list(logged)).rename_columns(list(logged.values())))
     return _assemble(features, rows["label"], rows["event_time"], rows["prediction_id"])
 
@@ -126,7 +127,7 @@ def _base_rows(
     table = _assemble(schema.from_table(rows), label, times, pa.nulls(rows.num_rows, pa.string()))
     table = table.filter(pc.is_valid(table[LABEL]))
     inside = pc.and_(
-        pc.greater_equal(table[EVENT_TIME], pa.scalar(_utc(spec.start), TIMESTAMP)),
+        pc.greater_equal(table[EVENT_TIME], pa.scalar(as_utc(spec.start), TIMESTAMP)),
         pc.less(table[EVENT_TIME], pa.scalar(cut, TIMESTAMP)),
     )
     undated = table.filter(pc.is_null(inside))
@@ -136,7 +137,3 @@ def _base_rows(
 def _assemble(features: pa.Table, label: Any, times: Any, ids: Any) -> pa.Table:
     table = features.append_column(LABEL, label).append_column(EVENT_TIME, times.cast(TIMESTAMP))
     return table.append_column(PREDICTION_ID, ids.cast(pa.string()))
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)

@@ -16,6 +16,7 @@ _COMMANDS = {
     "feedback": "commands.models:feedback",
     "monitor": "commands.models:monitor",
     "retrain": "commands.models:retrain",
+    "backtest": "commands.backtest:backtest",
     "batch": "commands.models:batch",
     "loop": "commands.models:loop",
     "scale": "commands.streams:scale",

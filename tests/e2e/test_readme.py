@@ -210,6 +210,8 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert seen["rows"] == ASKED + 1
     retrained = json.loads(shell.run("flywheel", "retrain", more=("--json",)))
     assert retrained["gate"] is not None, retrained
+    tested = json.loads(shell.run("flywheel", "backtest", more=("--json",)))
+    assert sum(period["labelled"] for period in tested["periods"]) == ASKED + 1
     scored = json.loads(shell.run("flywheel", "batch", "run", more=("--json",)))
     assert (scored["rows_out"], scored["files"]) == (300, 1)
     assert list((tmp_path / "answers").rglob("*.parquet"))

@@ -22,6 +22,7 @@ COMMANDS = [
     "feedback",
     "monitor",
     "retrain",
+    "backtest",
     "batch",
     "loop",
     "scale",
