@@ -15,10 +15,11 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
+from mlflow_flywheel.pipelines.times import as_utc
 
 from .floors import Floor, parse_floor
 from .verdicts import Verdict
-from .windows import Duration, as_utc, format_duration
+from .windows import Duration, format_duration
 
 Reason = Literal["performance", "labels", "drift", "schedule"]
 Action = Literal["none", "alert", "retrain"]

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
+from mlflow_flywheel.pipelines.times import as_utc
 
 from .verdicts import Verdict, worst
 from .version_page import show_on_version
-from .windows import Window, as_utc, epoch_ms
+from .windows import Window, epoch_ms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

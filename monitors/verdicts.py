@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from .windows import Window, as_utc
+from mlflow_flywheel.pipelines.times import as_utc
+
+from .windows import Window
 
 Status = Literal["ok", "warn", "alarm", "unknown"]
 _SEVERITY = {"unknown": 0, "ok": 1, "warn": 2, "alarm": 3}

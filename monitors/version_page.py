@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from mlflow_flywheel.pipelines.times import as_utc
+
 from .verdicts import Verdict
-from .windows import as_utc
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

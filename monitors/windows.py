@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.times import as_utc
 
 _UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(\d+)\s*([wdhms])")
@@ -40,11 +41,6 @@ class Window:
 
     def __str__(self) -> str:
         return f"[{self.start:%Y-%m-%d %H:%M}, {self.end:%Y-%m-%d %H:%M})"
-
-
-def as_utc(moment: datetime) -> datetime:
-    """Return the moment in UTC; a naive one is taken as UTC, as everywhere in the inference table."""
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
 
 
 def epoch_ms(moment: datetime) -> int:

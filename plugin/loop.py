@@ -21,9 +21,10 @@ from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, d
 from mlflow_flywheel.monitors.reference import Reference, load_reference
 from mlflow_flywheel.monitors.reporting import deployment_run, log_deployment_metrics, log_monitor_run
 from mlflow_flywheel.monitors.verdicts import Verdict
-from mlflow_flywheel.monitors.windows import Window, as_utc, last_window
+from mlflow_flywheel.monitors.windows import Window, last_window
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
+from mlflow_flywheel.pipelines.times import as_utc
 
 from .home import Home
 from .kept_out import kept_out, without
