@@ -23,6 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from .commits import Commit, GrowingCommit, HeldCommit
+from .durable import sync
 from .errors import Unavailable
 from .parquet_parts import Part, PartWriter
 
@@ -124,7 +125,7 @@ class DeltaLog:
         actions: list[AddAction | RemoveAction] = [self._action(part) for part in parts]
         columns = [self._partition_by] if self._partition_by is not None else []
         if self._is_local:
-            _sync(Path(self.uri, part.path) for part in parts)
+            _sync_names(Path(self.uri, part.path) for part in parts)
 
         def write(table: DeltaTable, properties: CommitProperties) -> None:
             table.create_write_transaction(
@@ -133,7 +134,7 @@ class DeltaLog:
 
         done = self._commit(write, transactions)
         if done and self._is_local:
-            _sync(Path(self.uri, "_delta_log").glob(f"{self.version():020}.json"))
+            _sync_names(Path(self.uri, "_delta_log").glob(f"{self.version():020}.json"))
         return done
 
     def _action(self, part: Part) -> AddAction:
@@ -222,15 +223,11 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
 
 
-def _sync(paths: Iterable[Path]) -> None:
+def _sync_names(paths: Iterable[Path]) -> None:
     """Make files, and their names in their folders, survive a power cut: delta-rs does not."""
     files = list(paths)
     for path in {*files, *(path.parent for path in files)}:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 def _in_json(value: Any) -> Any:

@@ -33,6 +33,7 @@ from urllib.parse import quote, unquote
 import orjson
 
 from .config import Durability
+from .durable import sync
 from .errors import Unavailable
 from .schema import Feature, FeatureSchema
 from .scoring import ScoredBatch
@@ -308,8 +309,4 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from mlflow_flywheel.pipelines.durable import sync
 from mlflow_flywheel.pipelines.errors import BadInput
 
 
@@ -93,9 +94,9 @@ class Location:
     def become(self, target: Location) -> None:
         """Take another name at once, and, on this machine, for good even when the power fails."""
         if self.is_local:
-            _sync(self.path)
+            sync(self.path)
             os.replace(self.path, target.path)
-            _sync(os.path.dirname(target.path))
+            sync(os.path.dirname(target.path))
         else:
             self.files.move(self.path, target.path)
 
@@ -115,14 +116,6 @@ def local_path(text: str) -> str:
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     return os.path.abspath(os.path.expanduser(text))
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _store(text: str, what: str) -> tuple[fs.FileSystem, str]:

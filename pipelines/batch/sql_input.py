@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mlflow_flywheel.pipelines.durable import sync
 from mlflow_flywheel.pipelines.errors import BadInput, MissingExtra, Unavailable
 from mlflow_flywheel.pipelines.parquet_parts import open_parquet
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
@@ -47,8 +48,7 @@ def save_query(url: str, query: str, schema: FeatureSchema, target: Path) -> Non
         raise
     assert written is not None, "a result has columns even when it has no rows"
     written.close()
-    with open(partial, "rb") as whole:
-        os.fsync(whole.fileno())
+    sync(partial)
     partial.replace(target)
 
 
