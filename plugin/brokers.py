@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlflow_flywheel.pipelines.config import StreamConfig, load_config
+from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound
 from mlflow_flywheel.pipelines.stream.broker import HOST, is_ready
 
@@ -28,6 +28,7 @@ from .context import Context
 from .embedded_broker import broker_exists, embedded_store_file, embedded_url, ensure_broker, stop_broker
 from .runners.base import APACHE_BROKER, BROKER
 from .spec import StreamSpec
+from .worker_configs import worker_configs
 
 BrokerKind = Literal["embedded", "apache"]
 PROCESSES: dict[BrokerKind, str] = {"embedded": BROKER, "apache": APACHE_BROKER}
@@ -113,12 +114,8 @@ def kind_of(context: Context, config: StreamConfig) -> BrokerKind | None:
 
 
 def stream_configs(context: Context) -> Iterator[tuple[str, StreamConfig]]:
-    """Yield the stream deployments whose files are in the home, also those that are stopped now."""
-    for record in context.records.deployments(mode="stream"):
-        try:
-            yield record.name, load_config(StreamConfig, context.home.config_file(record.name))
-        except NotFound:
-            continue  # being made or deleted right now
+    """Yield the stream deployments of the home."""
+    return worker_configs(context, "stream", StreamConfig)
 
 
 def _present_kind(context: Context, name: str) -> BrokerKind | None:

@@ -14,12 +14,14 @@ import secrets
 import shutil
 from pathlib import Path
 
-from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.config import StreamConfig, WebConfig, load_config
+from mlflow_flywheel.pipelines.errors import BadInput, NotFound
 from mlflow_flywheel.pipelines.tokens import checked_token, read_token
 
+from .context import Context
 from .home import Home
 from .runners.processes import in_kept_process
-from .spec import Spec, StreamSpec, WebSpec
+from .spec import StreamSpec, WebSpec, parse_spec
 
 TokenSpec = WebSpec | StreamSpec
 
@@ -71,10 +73,21 @@ def forget_tokens(home: Home, name: str, but: Path | None = None) -> None:
             file.unlink(missing_ok=True)
 
 
-def kept_token(present: str | None, before: Spec, spec: TokenSpec) -> Path | None:
+def kept_token(context: Context, name: str, spec: TokenSpec) -> Path | None:
     """Return the file with the token of the running deployment, unless `spec` takes it from elsewhere than before."""
+    try:
+        present = _token_file(context.home.config_file(name), spec)
+        before = parse_spec(context.records.deployment(name).config)
+    except NotFound:
+        return None  # it is only being made
     same = isinstance(before, type(spec)) and _source(before) == _source(spec)
     return Path(present) if same and present is not None and Path(present).exists() else None
+
+
+def _token_file(config: Path, spec: TokenSpec) -> str | None:
+    if isinstance(spec, WebSpec):
+        return load_config(WebConfig, config).auth_token_file
+    return load_config(StreamConfig, config).broker_token_file
 
 
 def _source(spec: TokenSpec) -> tuple[str | None, str | None]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 
 import click
 
 from mlflow_flywheel.monitors.backtest import Backtest, Estimate, Period, reasons
 from mlflow_flywheel.monitors.backtest_words import conclusion, interval, leak_note, names, shown_state
-from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.plugin.context import Context
 
-from .common import command, print_json, print_table
+from .common import command, print_json, print_table, time_of
 
 _SHOWN = ("auc", "log_loss", "accuracy", "mae")
 
@@ -53,8 +51,9 @@ def backtest(
     from mlflow_flywheel.monitors.windows import parse_duration
     from mlflow_flywheel.plugin.backtest import BacktestRequest, run_backtest
 
-    length = parse_duration(every)
-    request = BacktestRequest(uri, against, _time("--from", start), _time("--to", end), length, min_rows)
+    first = None if start is None else time_of("--from", start)
+    last = None if end is None else time_of("--to", end)
+    request = BacktestRequest(uri, against, first, last, parse_duration(every), min_rows)
     with _progress() as progress:
         run = run_backtest(context, request, progress)
     if as_json:
@@ -95,15 +94,6 @@ def _row(result: Backtest, period: Period, shown: list[str]) -> list[str]:
 
 def _short(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.4g}"
-
-
-def _time(option: str, text: str | None) -> datetime | None:
-    from mlflow_flywheel.pipelines.times import parse_time
-
-    try:
-        return None if text is None else parse_time(text)
-    except ValueError:
-        raise BadInput(f"{option} {text!r} is no time; give ISO 8601, such as 2013-03-01T00:00:00Z") from None
 
 
 @contextmanager

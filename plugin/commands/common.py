@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 
-from mlflow_flywheel.pipelines.errors import FlywheelError, ModelError, NotFound, nearest
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, NotFound, nearest
+from mlflow_flywheel.pipelines.times import parse_time
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task, TaskKind
@@ -88,6 +90,14 @@ def do_task(context: Context, kind: TaskKind, subject: str, payload: Mapping[str
     if task.status == "failed":
         raise ModelError(task.error or f"{kind} of {subject!r} failed; 'flywheel logs daemon' says more")
     return task
+
+
+def time_of(option: str, text: str) -> datetime:
+    """Read the time that an option was given. Raises BadInput that names both."""
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise BadInput(f"{option} {text!r} is no time; give ISO 8601, such as 2013-03-01T00:00:00Z") from None
 
 
 def find_deployment(context: Context, name: str) -> DeploymentRecord:

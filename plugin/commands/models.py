@@ -11,7 +11,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest
 
-from .common import command, do_task, find_deployment, find_model, print_json, print_table, waiting
+from .common import command, do_task, find_deployment, find_model, print_json, print_table, time_of, waiting
 
 
 @click.command()
@@ -172,11 +172,4 @@ def _text(value: Any) -> str:
 
 
 def _as_of(text: str | None) -> dict[str, str]:
-    if text is None:
-        return {}
-    from mlflow_flywheel.pipelines.times import parse_time
-
-    try:
-        return {"as_of": parse_time(text).isoformat()}
-    except ValueError:
-        raise BadInput(f"--as-of {text!r} is no time; give ISO 8601, such as 2013-03-01T00:00:00Z") from None
+    return {} if text is None else {"as_of": time_of("--as-of", text).isoformat()}

@@ -12,11 +12,10 @@ import click
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.stream.messages import Refusal
-from mlflow_flywheel.pipelines.times import parse_time
 from mlflow_flywheel.plugin.backfill import backfill
 from mlflow_flywheel.plugin.context import Context
 
-from .common import command, find_deployment, print_json, print_table, waiting
+from .common import command, find_deployment, print_json, print_table, time_of, waiting
 
 if TYPE_CHECKING:
     from mlflow_flywheel.pipelines.stream.letters import LetterBox
@@ -155,7 +154,7 @@ def replay(context: Context, as_json: bool, name: str, start: str, end: str | No
     """
     config = _stream_config(context, name)
     now = datetime.now(timezone.utc)
-    span = (_time("--from", start), _time("--to", end) if end else now)
+    span = (time_of("--from", start), time_of("--to", end) if end else now)
     with context.changing(f"replay of {name}"), waiting(f"replaying {name}"):
         done = backfill(context, config, *span)
     if as_json:
@@ -167,13 +166,6 @@ def replay(context: Context, as_json: bool, name: str, start: str, end: str | No
     )
     for refusal, count in done["refused_by"].items():
         click.echo(f"  {refusal}: {count:,}")
-
-
-def _time(option: str, text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise BadInput(f"{option} {text!r} is no time; give ISO 8601, such as 2026-01-31T00:00:00Z") from None
 
 
 def _stream_config(context: Context, name: str) -> StreamConfig:

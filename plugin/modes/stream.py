@@ -25,7 +25,7 @@ from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.embedded_broker import broker_exists, forget_broker
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
-from mlflow_flywheel.plugin.spec import StreamSpec, parse_spec
+from mlflow_flywheel.plugin.spec import StreamSpec
 from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, keep_token, kept_token
 
 from .base import Answers
@@ -49,7 +49,7 @@ class StreamOperations:
         topics = _topics(name, spec)
         if kind == "embedded":
             embedded.find_binary()
-        token = check_token(spec, _kept_token(context, name, spec))
+        token = check_token(spec, kept_token(context, name, spec))
         if spec.broker is not None:
             access = Access(None if token is None else lambda: token, spec.broker_ca_file)
             _check_broker(spec.broker, access, topics["input_topic"])
@@ -100,7 +100,7 @@ class StreamOperations:
         check_fields(spec.field, model.schema)
         before = load_config(StreamConfig, context.home.config_file(record.name))
         kind = kind_for(context, record.name, spec)
-        kept = _kept_token(context, record.name, spec)
+        kept = kept_token(context, record.name, spec)
         token = _token_file(context, record.name, spec, kept)
         try:
             config = _config(context, record.name, spec, model, kind, token)
@@ -223,15 +223,6 @@ def _token_file(context: Context, name: str, spec: StreamSpec, kept: Path | None
     if spec.broker_token_file is not None:
         return Path(spec.broker_token_file)
     return keep_token(context.home, name, spec, kept)
-
-
-def _kept_token(context: Context, name: str, spec: StreamSpec) -> Path | None:
-    try:
-        present = load_config(StreamConfig, context.home.config_file(name)).broker_token_file
-        before = parse_spec(context.records.deployment(name).config)
-    except NotFound:
-        return None  # it is only being made
-    return kept_token(present, before, spec)
 
 
 def _path(file: str | None) -> Path | None:

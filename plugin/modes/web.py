@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
 
 from mlflow_flywheel.pipelines.config import ChallengerConfig, WebConfig, load_config
-from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, NotFound, Unavailable
+from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, ModelError, Unavailable
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.web.exposure import check_certificate, check_exposed
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel
 from mlflow_flywheel.plugin.record_types import DeploymentRecord
-from mlflow_flywheel.plugin.spec import WebSpec, parse_spec
+from mlflow_flywheel.plugin.spec import WebSpec
 from mlflow_flywheel.plugin.tokens import check_token, forget_tokens, has_token, keep_token, kept_token
 from mlflow_flywheel.plugin.trials import challenger_in_force
+from mlflow_flywheel.plugin.worker_configs import worker_configs
 
 from .asking import session_for
 from .base import Answers
@@ -36,12 +37,12 @@ class WebOperations:
 
     def check(self, context: Context, name: str, spec: WebSpec) -> None:
         check_exposed(spec.host, has_token(spec), spec.insecure)
-        check_token(spec, _kept_token(context, name, spec))
+        check_token(spec, kept_token(context, name, spec))
         if spec.tls_cert is not None:
             check_certificate(spec.tls_cert, spec.tls_key)
         if spec.port == 0:
             return
-        for other, config in _configs(context):
+        for other, config in worker_configs(context, "web", WebConfig):
             if other != name and config.port == spec.port:
                 raise BadInput(
                     f"port {spec.port} belongs to deployment {other!r}; choose another one, or port=0 for any free one"
@@ -83,7 +84,7 @@ class WebOperations:
                 f"deployment {record.name!r} listens on {present.host}:{present.port}, and its address cannot change "
                 "while it serves; delete it and create it with the new one"
             )
-        kept = _kept_token(context, record.name, spec)
+        kept = kept_token(context, record.name, spec)
         token = keep_token(context.home, record.name, spec, kept)
         try:
             config = _config(context, record.name, spec, model, present.port, token)
@@ -132,7 +133,7 @@ class WebOperations:
         """Tell whether the port is in use because this deployment itself listens on it."""
         return any(
             other == name and (config.host, config.port) == (spec.host, spec.port)
-            for other, config in _configs(context)
+            for other, config in worker_configs(context, "web", WebConfig)
         )
 
 
@@ -194,25 +195,6 @@ def _trial(context: Context, record: DeploymentRecord, spec: WebSpec) -> dict[st
     if spec.challenger_mode == "canary":
         trial["traffic_percentage"] = spec.traffic_percentage
     return {"challenger": trial}
-
-
-def _configs(context: Context) -> Iterator[tuple[str, WebConfig]]:
-    """Yield the web deployments whose files are in the home, also those that are stopped now."""
-    for record in context.records.deployments(mode="web"):
-        try:
-            yield record.name, load_config(WebConfig, context.home.config_file(record.name))
-        except NotFound:
-            continue  # being made or deleted right now
-
-
-def _kept_token(context: Context, name: str, spec: WebSpec) -> Path | None:
-    """Return the token file of the running deployment, unless the spec takes the token from elsewhere than it did."""
-    try:
-        present = load_config(WebConfig, context.home.config_file(name)).auth_token_file
-        before = parse_spec(context.records.deployment(name).config)
-    except NotFound:
-        return None  # it is only being made
-    return kept_token(present, before, spec)
 
 
 def _token_of(config: WebConfig) -> Path | None:
