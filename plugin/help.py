@@ -8,7 +8,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from .spec import MODES, Key, keys, loop_keys
+from .spec import MODES
+from .spec_keys import Key, keys, loop_keys
 
 _WIDTH = 100
 _HEAD = """\

@@ -10,7 +10,8 @@ from mlflow_flywheel.monitors.reference import FEATURE_PREFIX, Reference
 from mlflow_flywheel.pipelines.errors import BadInput
 
 from .records import Records
-from .spec import BatchSpec, parse_spec
+from .spec import BatchSpec
+from .spec_reading import parse_spec
 
 
 def kept_out(records: Records, model: str) -> dict[str, str]:

@@ -25,7 +25,8 @@ from .model_files import fetch_model
 from .modes.batch import BatchOperations, BatchRequest, batch_config
 from .operations import Operations, texts
 from .runners.base import deployment_process
-from .spec import BatchSpec, Spec, check_name, parse_loop, parse_spec
+from .spec import BatchSpec, Spec
+from .spec_reading import check_name, parse_loop, parse_spec
 from .views import deployment_view
 
 

@@ -17,7 +17,8 @@ from .home import Home
 from .model_files import FetchedModel, fetch_model
 from .modes import Answers, mode_operations
 from .record_types import DeploymentRecord
-from .spec import LOOP_PREFIX, Spec, check_name, parse_loop, parse_spec
+from .spec import LOOP_PREFIX, Spec
+from .spec_reading import check_name, parse_loop, parse_spec
 from .trials import challenger_in_force, with_challenger
 
 if TYPE_CHECKING:

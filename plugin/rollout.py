@@ -27,7 +27,7 @@ from .operations import Operations
 from .record_types import DeploymentRecord
 from .records import Records
 from .runners.base import Runner
-from .spec import parse_spec
+from .spec_reading import parse_spec
 from .trials import challenger_in_force, challenger_uri
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ from .home import Home
 from .modes.batch import BatchRequest, batch_job
 from .record_types import Task, TaskKind
 from .records import Records
-from .spec import BatchSpec, parse_spec
+from .spec import BatchSpec
+from .spec_reading import parse_spec
 from .warm_process import WarmProcess
 
 _log = logging.getLogger(__name__)

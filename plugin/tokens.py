@@ -21,7 +21,8 @@ from mlflow_flywheel.pipelines.tokens import checked_token, read_token
 from .context import Context
 from .home import Home
 from .runners.processes import in_kept_process
-from .spec import StreamSpec, WebSpec, parse_spec
+from .spec import StreamSpec, WebSpec
+from .spec_reading import parse_spec
 
 TokenSpec = WebSpec | StreamSpec
 

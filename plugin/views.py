@@ -8,7 +8,7 @@ from typing import Any
 from .context import Context
 from .modes import mode_operations
 from .record_types import DeploymentRecord
-from .spec import parse_spec
+from .spec_reading import parse_spec
 
 
 def deployment_view(

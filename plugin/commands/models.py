@@ -98,7 +98,8 @@ def batch() -> None:
 @command
 def batch_run(context: Context, as_json: bool, name: str, source: str | None, output: str | None) -> None:
     """Score now what is new in the deployment's input (or --input)."""
-    from mlflow_flywheel.plugin.spec import BatchSpec, parse_spec
+    from mlflow_flywheel.plugin.spec import BatchSpec
+    from mlflow_flywheel.plugin.spec_reading import parse_spec
 
     record = find_deployment(context, name)
     spec = parse_spec(record.config)

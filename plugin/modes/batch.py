@@ -16,7 +16,8 @@ from mlflow_flywheel.pipelines.trial import try_model
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.model_files import FetchedModel, model_in_force
 from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task
-from mlflow_flywheel.plugin.spec import BatchSpec, parse_spec
+from mlflow_flywheel.plugin.spec import BatchSpec
+from mlflow_flywheel.plugin.spec_reading import parse_spec
 
 from .base import Answers
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from mlflow_flywheel.plugin.help import markdown
-from mlflow_flywheel.plugin.spec import MODES, keys, loop_keys
+from mlflow_flywheel.plugin.spec import MODES
+from mlflow_flywheel.plugin.spec_keys import keys, loop_keys
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 

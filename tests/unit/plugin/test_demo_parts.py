@@ -25,7 +25,7 @@ from mlflow_flywheel.plugin.demo.scenario import POLICY, Plan
 from mlflow_flywheel.plugin.demo.stage import choose_port, open_stage
 from mlflow_flywheel.plugin.demo.summary import account, score
 from mlflow_flywheel.plugin.demo.web_door import WebDoor
-from mlflow_flywheel.plugin.spec import parse_loop
+from mlflow_flywheel.plugin.spec_reading import parse_loop
 
 
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -10,18 +10,9 @@ import pytest
 
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.plugin.help import help_text
-from mlflow_flywheel.plugin.spec import (
-    MODES,
-    BatchSpec,
-    Mode,
-    StreamSpec,
-    WebSpec,
-    check_name,
-    keys,
-    loop_keys,
-    parse_loop,
-    parse_spec,
-)
+from mlflow_flywheel.plugin.spec import MODES, BatchSpec, Mode, StreamSpec, WebSpec
+from mlflow_flywheel.plugin.spec_keys import keys, loop_keys
+from mlflow_flywheel.plugin.spec_reading import check_name, parse_loop, parse_spec
 
 
 def refusal(raw: Mapping[str, str]) -> str:
