@@ -176,33 +176,23 @@ class Bench:
 
 
 @contextmanager
-def embedded(folder: Path) -> Iterator[Place]:
-    """Run the embedded broker on a fresh folder."""
-    broker = BrokerProcess(folder)
+def running(kind: type[BrokerProcess | ApachePulsar], folder: Path) -> Iterator[Place]:
+    """Run a broker on a fresh folder."""
+    broker = kind(folder)
     try:
-        yield Place(broker.url, embedded=True)
+        yield Place(broker.url, embedded=kind is BrokerProcess)
     finally:
         broker.stop()
 
 
-@contextmanager
-def apache(folder: Path) -> Iterator[Place]:
-    """Run Apache Pulsar on a fresh folder."""
-    broker = ApachePulsar(folder)
-    try:
-        yield Place(broker.url, embedded=False)
-    finally:
-        broker.stop()
-
-
-def measure(model: Path, start: Callable[[Path], AbstractContextManager[Place]]) -> dict[str, Any]:
+def measure(model: Path, kind: type[BrokerProcess | ApachePulsar]) -> dict[str, Any]:
     """Measure all sides in rounds, each on a fresh broker; return the medians and every run."""
     rates: dict[str, list[float]] = {}
     waits: dict[str, list[Latency]] = {}
     for _ in track(range(ROUNDS), "rounds"):
         with (
             tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name,
-            start(Path(name) / "broker") as place,
+            running(kind, Path(name) / "broker") as place,
         ):
             bench = Bench(place, model, Path(name))
             bench.backlog("events", BACKLOG_PER_SECOND * SECONDS)
@@ -240,10 +230,12 @@ def main() -> None:
     parser.add_argument(
         "--apache", action="store_true", help="measure on Apache Pulsar as well (make pulsar)"
     )
-    places = {"embedded": embedded, **({"apache": apache} if parser.parse_args().apache else {})}
+    kinds: dict[str, type[BrokerProcess | ApachePulsar]] = {"embedded": BrokerProcess}
+    if parser.parse_args().apache:
+        kinds["apache"] = ApachePulsar
     with tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name:
         model = save_model(Path(name) / "model")
-        measured = {place: measure(model, start) for place, start in places.items()}
+        measured = {place: measure(model, kind) for place, kind in kinds.items()}
     found = {place: ratios(figures) for place, figures in measured.items()}
     details = {"rounds": ROUNDS, "seconds": SECONDS, "ratios": found, **measured}
     packages = ["mlflow", "scikit-learn", "pulsar-client", "pulsar-lite", "orjson"]

@@ -7,14 +7,11 @@ Everything that an Apache Pulsar cluster does for a client it does too; what it 
 from __future__ import annotations
 
 import http.client
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-
-from mlflow_flywheel.pipelines.errors import Unavailable
 
 from .apache_files import find_jars, find_java
 from .broker import HOST
@@ -143,17 +140,6 @@ def is_healthy(broker: ApacheBroker, token: str | None = None) -> bool:
         return False
     finally:
         connection.close()
-
-
-def wait_healthy(broker: ApacheBroker, timeout: float, token: str | None = None) -> None:
-    """Return when the broker is healthy. Raises Unavailable after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not is_healthy(broker, token):
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                f"Apache Pulsar at {broker.url} was not healthy within {timeout:g} s; its log says why"
-            )
-        time.sleep(0.1)
 
 
 def _loopback_interface() -> str:

@@ -13,8 +13,9 @@ from typing import final
 
 import requests
 from support.certificates import make_certificate
+from support.waiting import eventually
 
-from mlflow_flywheel.pipelines.stream.apache_broker import apache_broker, wait_healthy
+from mlflow_flywheel.pipelines.stream.apache_broker import apache_broker, is_healthy
 from mlflow_flywheel.pipelines.stream.broker import free_port
 
 START_SECONDS = 90.0
@@ -70,7 +71,8 @@ class ApachePulsar:
         """Start it and return when it can be used."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._broker.command, stdout=log, stderr=subprocess.STDOUT)
-        wait_healthy(self._broker, START_SECONDS, self.token() if self._secured else None)
+        token = self.token() if self._secured else None
+        eventually(lambda: is_healthy(self._broker, token), START_SECONDS, what="a healthy Apache Pulsar")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._process.send_signal(how)
