@@ -6,7 +6,7 @@ from .backtest import LOWER_IS_BETTER, Backtest, Estimate, Period
 
 
 def names(result: Backtest) -> tuple[str, ...]:
-    """Return what to call the versions, told apart even when a version is compared with itself."""
+    """Return what to call the versions."""
     return tuple(f"version {version}" for version in result.versions)
 
 
@@ -26,7 +26,7 @@ def conclusion(result: Backtest) -> str:
     change = overall.difference
     if change is None:
         return text
-    if change.low is None or change.high is None or change.low <= 0 <= change.high:
+    if _undecided(change):
         verdict = "the two cannot be told apart"
     else:
         better, worse = names(result) if change.value < 0 else names(result)[::-1]
@@ -71,9 +71,13 @@ def shown_state(period: Period, min_rows: int) -> str:
 
 def better(metric: str, change: Estimate) -> bool | None:
     """Tell whether a difference is surely for the first version (True), for the second (False), or neither."""
-    if change.low is None or change.high is None or change.low <= 0 <= change.high:
+    if _undecided(change):
         return None
     return (change.value < 0) == (metric in LOWER_IS_BETTER)
+
+
+def _undecided(change: Estimate) -> bool:
+    return change.low is None or change.high is None or change.low <= 0 <= change.high
 
 
 def _periods(n: int) -> str:

@@ -86,7 +86,7 @@ class FeatureSchema:
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
         self.names = tuple(feature.name for feature in self.features)
-        self._name_set = frozenset(self.names)
+        self.name_set = frozenset(self.names)
         self.arrow = pa.schema([(feature.name, feature.arrow_type) for feature in self.features])
 
     @classmethod
@@ -144,7 +144,7 @@ class FeatureSchema:
 
     def _from_floats(self, columns: Mapping[str, Sequence[Any]], n_rows: int) -> pa.RecordBatch | None:
         """Make a batch in a third of the time where all features are floats, and all of their values are there."""
-        if self.one_numpy_type is None or not columns.keys() >= self._name_set:
+        if self.one_numpy_type is None or not columns.keys() >= self.name_set:
             return None
         values = [columns[name] for name in self.names]
         if set(map(type, chain.from_iterable(values))) != {float} or set(map(len, values)) != {n_rows}:

@@ -75,8 +75,7 @@ class Batcher:
     ) -> None:
         self._core = core
         self._schema = core.scorer.schema
-        self._features = frozenset(self._schema.names)
-        self._all_features = tuple(sorted(self._features))
+        self._all_features = tuple(sorted(self._schema.name_set))
         self._max_rows = max_rows
         self._wait_seconds = wait_seconds
         self._timeout = timeout
@@ -116,9 +115,9 @@ class Batcher:
         """Return the features that the rows have, which those joined with them must have too; None: score alone."""
         if rows.params or rows.count >= self._max_rows or isinstance(rows.columns, pa.Table):
             return None
-        if rows.columns.keys() >= self._features:
+        if rows.columns.keys() >= self._schema.name_set:
             return self._all_features
-        return tuple(sorted(self._features & rows.columns.keys()))
+        return tuple(sorted(self._schema.name_set & rows.columns.keys()))
 
     # -- the thread that watches the time
 

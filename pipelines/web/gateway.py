@@ -44,7 +44,7 @@ class Gateway:
         app: WSGIApp,
         loop: asyncio.AbstractEventLoop,
         threads: int,
-        is_quick: Callable[[Environ], bool] = lambda environ: False,
+        is_quick: Callable[[Environ], bool],
     ) -> None:
         self._app = app
         self._loop = loop
