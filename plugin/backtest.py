@@ -68,8 +68,8 @@ def run_backtest(
 ) -> BacktestRun:
     """Back-test one registered version, alone or against another of the same model, and log it.
 
-    The run holds the result. Raises NotFound for versions that do not exist, BadInput for versions of two models, a model without logged rows, or
-    a span without rows or labels.
+    The run holds the result. Raises NotFound for versions that do not exist, BadInput for versions of two models, a
+    model without logged rows, or a span without rows or labels.
     """
     from mlflow import MlflowClient
 

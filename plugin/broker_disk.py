@@ -41,7 +41,7 @@ def warning(used: int, folder: Path) -> str | None:
         f"the embedded broker takes {said(used)} of disk, more than {limit / _GB:g} GB ({VARIABLE}), and deletes "
         "nothing by itself. When the deployments have read what waits: flywheel down, "
         f"rm -r {folder / 'data.rocksdb'}, flywheel up; answers and dead letters on its topics go too. Apache Pulsar "
-        "deletes what was read"
+        "deletes what was read, after a while"
     )
 
 

@@ -1,7 +1,8 @@
 """JSON Lines in Arrow tables, a block of whole lines at a time.
 
-Features are read with the signature's types; where lines may be left out, those that do not fit them are. A file of more than one block whose other columns are kept is read
-twice, as only the whole file tells which columns there are and of which type.
+Features are read with the signature's types; where lines may be left out, those that do not fit them are. A file of more
+than one block whose other columns are kept is read twice, as only the whole file tells which columns there are and of
+which type.
 """
 
 from __future__ import annotations

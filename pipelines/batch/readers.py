@@ -74,9 +74,8 @@ def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
         wanted.check_names(file.path, schema.names)
         columns = wanted.select(schema.names)
         yield _subset(schema, columns)
-        for group in range(
-            parquet.num_row_groups
-        ):  # read through at once, all that was read would stay in memory
+        # read through at once, all that was read would stay in memory
+        for group in range(parquet.num_row_groups):
             for batch in parquet.iter_batches(_ROWS_PER_READ, [group], columns):
                 yield pa.Table.from_batches([batch])
 

@@ -168,10 +168,9 @@ class Reader:
     def close(self) -> None:
         if self._has_acknowledged:
             self._consumer.settle()
+        # the broker may be just restarting: the client connects again by itself
         for _ in range(_UNSUBSCRIBE_ATTEMPTS - 1):
-            with suppress(
-                Unavailable
-            ):  # the broker may be just restarting, and the client comes back by itself
+            with suppress(Unavailable):
                 return self._consumer.unsubscribe()
             time.sleep(_UNSUBSCRIBE_PAUSE)
         return self._consumer.unsubscribe()
@@ -275,9 +274,9 @@ class Connection:
     """A client of one broker. A context manager: leaving it closes everything that was opened through it.
 
     `embedded` says that the broker is pulsar-lite; `first_number` is only for it, see above, and only matters on
-    subscriptions that several processes may be on. `access` is how the two know each other, `store` the name
-    of the store of a broker that the home keeps. `quiet` is for commands, whose standard output is not a log: what goes wrong is
-    raised anyway.
+    subscriptions that several processes may be on. `access` is how the two know each other, `store` the name of the
+    store of a broker that the home keeps. `quiet` is for commands, whose standard output is not a log: what goes wrong
+    is raised anyway.
     """
 
     def __init__(
