@@ -16,6 +16,7 @@ import psutil
 HOME_MARK = "FLYWHEEL_SUPERVISED"
 NAME_MARK = "FLYWHEEL_PROCESS"
 _KILL_SECONDS = 10
+_YOUNG_SECONDS = 1.0
 
 
 def in_kept_process() -> bool:
@@ -31,7 +32,7 @@ def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process
         if process.pid in own:
             continue
         try:
-            environment = process.environ()
+            environment = environment_of(process)
             if environment.get(HOME_MARK) != str(home) or process.status() == psutil.STATUS_ZOMBIE:
                 continue
         except (psutil.Error, OSError):
@@ -46,11 +47,23 @@ def descendants_with(variable: str, value: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.environ().get(variable) == value:
+            if environment_of(process).get(variable) == value:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # gone meanwhile
     return found
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """Return the environment that a process was started with. Raises what psutil does.
+
+    While a young process becomes its program, it has none for a moment, and would be overlooked.
+    """
+    environment: dict[str, str] = process.environ()
+    while not environment and time.time() - process.create_time() < _YOUNG_SECONDS:
+        time.sleep(0.001)
+        environment = process.environ()
+    return environment
 
 
 def end_processes(processes: Iterable[psutil.Process], grace_seconds: float) -> None:

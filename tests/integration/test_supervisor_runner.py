@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from support.waiting import eventually
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.runners.base import ProcessSpec
-from mlflow_flywheel.plugin.runners.processes import marked_processes, wait_gone
+from mlflow_flywheel.plugin.runners.processes import HOME_MARK, environment_of, marked_processes, wait_gone
 from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 
 # Its child ignores SIGTERM and leaves its group: only the mark finds it.
@@ -76,6 +77,23 @@ def test_down_after_a_killed_supervisord_ends_the_orphans(home: Home, runner: Su
     eventually(lambda: not runner.running())
     runner.down()
     assert marked_processes(home.path) == []
+
+
+def test_a_process_that_is_just_being_started_has_its_mark() -> None:
+    command = [sys.executable, "-c", "import signal; signal.pause()"]
+    for _ in range(50):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.execve(command[0], command, {HOME_MARK: "/here"})
+            finally:
+                os._exit(1)
+        seen = []
+        while {HOME_MARK: "/here"} not in seen:
+            seen.append(environment_of(psutil.Process(pid)))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert {} not in seen
 
 
 def test_down_ends_processes_that_escaped_their_group(
