@@ -22,6 +22,7 @@ _COMMANDS = {
     "scale": "commands.streams:scale",
     "replay": "commands.streams:replay",
     "dlq": "commands.streams:dlq",
+    "cost": "commands.cost:cost",
     "demo": "demo.command:demo",
 }
 

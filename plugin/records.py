@@ -27,6 +27,7 @@ from .record_types import (
     TaskStatus,
     VerdictRecord,
 )
+from .usage_records import UsageRecords
 
 __all__ = ["ActionRecord", "DeploymentRecord", "Records", "Task", "VerdictRecord"]
 _MAX_ATTEMPTS = 3
@@ -47,7 +48,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords):
+class Records(LoopRecords, UsageRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:

@@ -93,7 +93,7 @@ def status(context: Context, as_json: bool) -> None:
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
     if metrics is not None:
-        click.echo(f"Prometheus metrics of the streams: {metrics}")
+        click.echo(f"Prometheus metrics: {metrics}")
     if disk is not None:
         click.echo(disk["warning"] or f"embedded broker: {broker_disk.said(disk['bytes'])} on disk")
     for source, trouble in daemon.get("trouble", {}).items():
