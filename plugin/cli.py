@@ -23,6 +23,7 @@ _COMMANDS = {
     "replay": "commands.streams:replay",
     "dlq": "commands.streams:dlq",
     "cost": "commands.cost:cost",
+    "alerts": "commands.alerts:alerts",
     "demo": "demo.command:demo",
 }
 

@@ -41,6 +41,7 @@ _STATUS_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _METER_SECONDS = 15.0
 _COST_SECONDS = 60.0
+_ALERT_SECONDS = 5.0
 _STOP_SECONDS = 10.0
 
 
@@ -51,6 +52,7 @@ class Daemon:
         from mlflow_flywheel.monitors.schedule import Schedule
         from mlflow_flywheel.pipelines.committer import Committer
 
+        from .alerts import tell
         from .background import Repeating, TaskThread, Trouble
         from .cost_series import CostSeries
         from .metering import Meter
@@ -85,6 +87,7 @@ class Daemon:
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
             "meter": (_METER_SECONDS, meter.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
+            "alerts": (_ALERT_SECONDS, lambda: tell(context)),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)

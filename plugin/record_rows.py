@@ -107,6 +107,15 @@ class ActionRow(Row):
     updated: Mapped[datetime]
 
 
+class ToldRow(Row):
+    """An action that a place was told of."""
+
+    __tablename__ = "flywheel_told"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    action_id: Mapped[int] = mapped_column(primary_key=True)
+
+
 class PolicyRow(Row):
     __tablename__ = "flywheel_policies"
 
