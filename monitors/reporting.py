@@ -135,7 +135,7 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
 
     experiment = experiment_id(client, model)
     wanted = {KIND_TAG: kind, **{tag: value for tag, value in tags.items() if tag == DEPLOYMENT_TAG}}
-    query = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in wanted.items())
+    query = " and ".join(f"tags.`{tag}` = '{quoted(value)}'" for tag, value in wanted.items())
     with mlflow_errors(client, f"find the run of {name!r}"):
         found = client.search_runs(
             [experiment], f"{query} and attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1
@@ -146,13 +146,14 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
     return str(run.info.run_id)
 
 
-def finish_run(client: MlflowClient, run_id: str, status: str) -> None:
+def finish_run(client: MlflowClient, run_id: str, status: str, ended: datetime | None = None) -> None:
     """End a run, without the lines that MLflow would ask the server for and print for every run that ends."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    client.set_terminated(run_id, status)
+    client.set_terminated(run_id, status, None if ended is None else epoch_ms(ended))
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """Return a value as it may stand between quotes in a search. Raises BadInput for one that may not."""
     if "'" in value or "`" in value:
         raise BadInput(f"{value!r} cannot be looked up in MLflow; use a name without quotes")
     return value

@@ -38,6 +38,7 @@ _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
 _DISK_SECONDS = 5.0
 _STATUS_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _STOP_SECONDS = 10.0
 
@@ -50,6 +51,7 @@ class Daemon:
         from mlflow_flywheel.pipelines.committer import Committer
 
         from .background import Repeating, TaskThread, Trouble
+        from .batch_reports import report_batch_runs
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
@@ -79,6 +81,7 @@ class Daemon:
             "broker": (_BROKER_SECONDS, self.look_after_broker),
             "broker's disk": (_DISK_SECONDS, self.look_at_disk),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
+            "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)
