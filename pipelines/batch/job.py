@@ -166,6 +166,8 @@ class _Job:
         types: Mapping[str, pa.DataType],
     ) -> DoneFile:
         """Score a file, reading these columns as these types."""
+        notes = self._notes
+        notes.begin_file()
         with ExitStack() as stack:
             sink = stack.enter_context(closing(output.sink(file, first_piece)))
             rejects = stack.enter_context(closing(RejectsFile(output.rejects(file))))
@@ -182,7 +184,7 @@ class _Job:
             answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:
-                self._notes.look(answer)
+                notes.look(answer)
                 writer.write(answer)
                 rejects.add(*answer.rejects)
                 rows += answer.rows
@@ -191,9 +193,13 @@ class _Job:
             file.check_unchanged()
             rejects.finish()
             target = rejects.target.text if rejects.count else None
-            self._notes.columns_in = taken.columns
+            notes.columns_in = taken.columns
             mark = None if taken.newest is None else to_json(taken.newest, str(self._config.watermark))
-            return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target, mark=mark)
+            return DoneFile(
+                *(index, rows, pieces, sink.finish(), rejects.count, target),
+                mark=mark,
+                newest_event=notes.newest_event,
+            )
 
     def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:
         return Answerer(

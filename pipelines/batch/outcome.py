@@ -29,7 +29,7 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a job did, over all of its starts; `seconds` and what is known of columns and events are of the last one."""
+    """What a job did, over all of its starts; `seconds` and the columns are of the last one."""
 
     job_id: str
     rows_in: int
@@ -46,9 +46,9 @@ class BatchResult:
     newest_event: str | None = None
     """The latest event time among the rows that were logged, in ISO 8601."""
     input_digest: str = ""
-    columns_in: Mapping[str, str] = field(default_factory=dict)
+    columns_in: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Types by column."""
-    columns_out: Mapping[str, str] = field(default_factory=dict)
+    columns_out: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Notes:
@@ -59,6 +59,14 @@ class Notes:
         self.columns_in: Mapping[str, str] = {}
         self._columns_out: Mapping[str, str] = {}
         self._newest: datetime | None = None
+
+    def begin_file(self) -> None:
+        self._newest = None
+
+    @property
+    def newest_event(self) -> str | None:
+        """The latest event time in the file, in ISO 8601."""
+        return None if self._newest is None else self._newest.isoformat()
 
     def look(self, answer: Answered) -> None:
         """Note what answers are like, and how new their events are."""
@@ -83,7 +91,7 @@ class Notes:
             files_rejected=sum(file.unread for file in done),
             rejects=tuple(file.rejects for file in done if file.rejects is not None),
             watermark=as_text(mark),
-            newest_event=None if self._newest is None else self._newest.isoformat(),
+            newest_event=max((file.newest_event for file in done if file.newest_event), default=None),
             input_digest=_digest([file.digest for file in state.files]),
             columns_in=self.columns_in,
             columns_out=self._columns_out,

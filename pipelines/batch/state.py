@@ -39,6 +39,8 @@ class DoneFile:
     """Whether the file as a whole was set aside."""
     mark: Any = None
     """The largest value of the watermark's column among the rows, as JSON."""
+    newest_event: str | None = None
+    """The latest event time among the rows that were logged, in ISO 8601."""
 
 
 class Journal:
