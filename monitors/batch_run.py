@@ -1,7 +1,8 @@
 """A run of a batch deployment as an MLflow run, nested in the deployment's long-lived one.
 
 It has the counts, the time and the cost as metrics, its input and its output as datasets, and its log as an artifact.
-The deployment's own run gets a point of each series per run, at the event time of the newest row.
+The deployment's own run gets a point of each series per run, at the event time of the newest row; back-fills, which are
+about the past, have series of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .reporting import (
     DEPLOYMENT_TAG,
     KIND_TAG,
     MODEL_TAG,
+    PARENT_TAG,
     deployment_run,
     experiment_id,
     finish_run,
@@ -89,7 +91,7 @@ def begin_batch_run(client: MlflowClient, batch: StartedBatch) -> tuple[str, str
     parent = deployment_run(client, batch.model, batch.deployment, "batch")
     experiment = experiment_id(client, batch.model)
     with mlflow_errors(client, f"log the batch run {batch.job_id!r}"):
-        query = f"tags.`{JOB_TAG}` = '{quoted(batch.job_id)}'"
+        query = f"tags.`{JOB_TAG}` = '{quoted(batch.job_id)}' and tags.`{PARENT_TAG}` = '{parent}'"
         found = client.search_runs([experiment], query, max_results=1)
         if found:
             return parent, str(found[0].info.run_id)
@@ -100,7 +102,7 @@ def begin_batch_run(client: MlflowClient, batch: StartedBatch) -> tuple[str, str
             JOB_TAG: batch.job_id,
             "flywheel.version": batch.version,
             "flywheel.trigger": batch.trigger,
-            "mlflow.parentRunId": parent,
+            PARENT_TAG: parent,
         }
         if batch.span is not None:
             tags["flywheel.span"] = batch.span
@@ -124,7 +126,8 @@ def end_batch_run(client: MlflowClient, batch: StartedBatch, run_id: str, outcom
         status = "FINISHED" if outcome.failure is None else "FAILED"
         finish_run(client, run_id, status, outcome.ended)
     parent = deployment_run(client, batch.model, batch.deployment, "batch")
-    series = {f"batch/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
+    kind = "batch" if batch.span is None else "backfill"
+    series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
     log_deployment_metrics(client, parent, series, outcome.as_of)
 
 

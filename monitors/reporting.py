@@ -37,7 +37,7 @@ REPORT_ARTIFACT = "reports/drift.html"
 KIND_TAG = "flywheel.kind"
 MODEL_TAG = "flywheel.model"
 DEPLOYMENT_TAG = "flywheel.deployment"
-_PARENT = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 # Without it MLflow's UI shows the run among language-model evaluations, away from its charts.
 _VIEW = "?workflowType=machine_learning"
@@ -104,7 +104,7 @@ def log_monitor_run(
     experiment = experiment_id(client, model)
     window = verdicts[0].window if verdicts else None
     metrics = {f"{v.monitor}/{name}": value for v in verdicts for name, value in v.metrics.items()}
-    every = {**_run_tags(model, version, as_of, verdicts, window), _PARENT: parent, **(tags or {})}
+    every = {**_run_tags(model, version, as_of, verdicts, window), PARENT_TAG: parent, **(tags or {})}
     with mlflow_errors(client, f"log the monitors of {model!r}"):
         run = client.create_run(experiment, tags=every, run_name=f"monitor {as_utc(as_of):%Y-%m-%d %H:%M}")
         run_id = str(run.info.run_id)

@@ -132,6 +132,9 @@ def test_it_does_tasks_says_why_one_failed_and_leaves_no_process_when_told_to_en
         done = records.wait(records.enqueue("batch_run", "nightly", {}, "test"), 120)
         assert done.status == "done", done.error
         assert done.result is not None and done.result["rows_out"] == 1000
+        eventually(lambda: records.batch_runs(unreported=True) == [], 60, what="MLflow is told of both runs")
+        runs = {run.run_id: records.task(run.task_id).status for run in records.batch_runs("nightly")}
+        assert sorted(runs.values()) == ["done", "failed"] and None not in runs
         assert len(daemon.family()) > 1  # the warm process is there
         assert daemon.terminate() == 0
         # Python's own helper of multiprocessing sees its pipe close and follows in a moment
