@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from support.models import ZooModel, numeric_frame
@@ -20,6 +21,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailabl
 from mlflow_flywheel.plugin.batch_progress import RunFolder, score_run
 from mlflow_flywheel.plugin.batch_reports import report_batch_runs
 from mlflow_flywheel.plugin.batch_runs import runs_view
+from mlflow_flywheel.plugin.cli import main as flywheel
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest, batch_config
@@ -162,7 +164,10 @@ def test_a_run_that_fails_says_why_also_when_it_could_not_begin(world: World) ->
         assert re.search(reason, run.data.tags["flywheel.failure"])
     log = Path(world.client.download_artifacts(world.run_of(asked[0]).info.run_id, "run.log")).read_text()
     assert "ERROR" in log and "column 'a' must be double" in log
-    assert "is empty" in world.view()["last_run"]["error"]
+    told = CliRunner().invoke(flywheel, ["status", "--home", str(world.context.home.path)]).output
+    assert re.search(r"last run .* \(back-fill .*\): failed: the span .* is empty.*; MLflow run \w+", told), (
+        told
+    )
 
 
 def test_a_run_whose_daemon_was_killed_goes_on_in_the_same_mlflow_run(world: World) -> None:
@@ -177,6 +182,11 @@ def test_a_run_whose_daemon_was_killed_goes_on_in_the_same_mlflow_run(world: Wor
     spent = folder.read()
     assert spent is not None and (spent.rows, spent.files_done, spent.files) == (200, 1, 1)
     assert world.view()["run"]["rows"] == 200
+    told = CliRunner().invoke(flywheel, ["status", "--home", str(world.context.home.path)]).output
+    assert re.search(
+        r"nightly: running since .* UTC \(hand\): 200 rows, 1 of 1 files, [\d,]+ rows/s", told
+    ), told
+    world.context.records.update_deployment("nightly", version="99")  # the alias moved meanwhile
     assert world.context.records.requeue_abandoned(lambda worker: False) == [asked]
     pq.write_table(rows(20, 500), world.inbox / "later.parquet")
     world.do(world.claim())
@@ -185,6 +195,7 @@ def test_a_run_whose_daemon_was_killed_goes_on_in_the_same_mlflow_run(world: Wor
     assert (ended.info.run_id, ended.info.status) == (running["run_id"], "FINISHED")
     assert ended.data.metrics["rows_out"] == 200, "what came meanwhile is for the next run"
     assert ended.data.metrics["seconds"] > spent.seconds
+    assert ended.data.tags["flywheel.version"] == world.model.ref.version, "a run does not mix versions"
     query = f"tags.`flywheel.job` = '{run.job_id}'"
     assert len(world.client.search_runs([ended.info.experiment_id], query)) == 1
     log = Path(world.client.download_artifacts(ended.info.run_id, "run.log")).read_text()
