@@ -111,7 +111,9 @@ def begin_batch_run(client: MlflowClient, batch: StartedBatch) -> tuple[str, str
     return parent, str(run.info.run_id)
 
 
-def end_batch_run(client: MlflowClient, batch: StartedBatch, run_id: str, outcome: BatchOutcome) -> None:
+def end_batch_run(
+    client: MlflowClient, batch: StartedBatch, run_id: str, outcome: BatchOutcome, parent: str | None = None
+) -> None:
     """Log how a run ended, and add its point to the deployment's series. Doing so again changes nothing.
 
     Raises NotFound when MLflow will never take it, as of a run that somebody deleted.
@@ -125,7 +127,7 @@ def end_batch_run(client: MlflowClient, batch: StartedBatch, run_id: str, outcom
             client.log_artifact(run_id, str(outcome.log))
         status = "FINISHED" if outcome.failure is None else "FAILED"
         finish_run(client, run_id, status, outcome.ended)
-    parent = deployment_run(client, batch.model, batch.deployment, "batch")
+    parent = parent or deployment_run(client, batch.model, batch.deployment, "batch")
     kind = "batch" if batch.span is None else "backfill"
     series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
     log_deployment_metrics(client, parent, series, outcome.as_of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 
@@ -31,20 +30,17 @@ class BatchRecords:
             row = session.get(BatchRunRow, task_id)
             return None if row is None else batch_run_of(row)
 
-    def batch_runs(
-        self, deployment: str | None = None, *, unreported: bool = False, asked_since: datetime | None = None,
-        limit: int = 100,
-    ) -> list[BatchRun]:  # fmt: skip
-        """Return runs: of which MLflow is not told all, oldest first, or the newest first."""
-        order: Any = BatchRunRow.task_id if unreported else BatchRunRow.task_id.desc()
-        query = select(BatchRunRow).order_by(order).limit(limit)
-        if deployment is not None:
-            query = query.where(BatchRunRow.deployment == deployment)
-        if unreported:
-            query = query.where(BatchRunRow.reported.is_(False))
-        if asked_since is not None:
-            task = select(TaskRow.id).where(TaskRow.id == BatchRunRow.task_id, TaskRow.created >= asked_since)
-            query = query.where(task.exists())
+    def batch_runs(self, deployment: str, *, asked_since: datetime, limit: int = 100) -> list[BatchRun]:
+        """Return the newest runs of a deployment first."""
+        task = select(TaskRow.id).where(TaskRow.id == BatchRunRow.task_id, TaskRow.created >= asked_since)
+        query = select(BatchRunRow).where(BatchRunRow.deployment == deployment, task.exists())
+        with self._database.read() as session:
+            found = session.scalars(query.order_by(BatchRunRow.task_id.desc()).limit(limit))
+            return [batch_run_of(row) for row in found]
+
+    def unreported_batch_runs(self) -> list[BatchRun]:
+        """Return the runs of which MLflow is not told all, oldest first."""
+        query = select(BatchRunRow).where(BatchRunRow.reported.is_(False)).order_by(BatchRunRow.task_id)
         with self._database.read() as session:
             return [batch_run_of(row) for row in session.scalars(query)]
 

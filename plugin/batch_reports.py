@@ -37,7 +37,7 @@ def report_batch_runs(context: Context) -> None:
     Raises Unavailable while MLflow is away, and BadInput for what it will not take; other runs are told all the same.
     """
     refused = None
-    for run in context.records.batch_runs(unreported=True):
+    for run in context.records.unreported_batch_runs():
         try:
             _report(context, run)
         except BadInput as error:
@@ -52,7 +52,7 @@ def _report(context: Context, run: BatchRun) -> None:
     task = context.records.task(run.task_id)
     client = MlflowClient(context.home.tracking_uri)
     started = _started(run, task)
-    run_id = run.run_id
+    parent, run_id = None, run.run_id
     if run_id is None:
         parent, run_id = begin_batch_run(client, started)
         context.records.update_batch_run(run.task_id, run_id=run_id)
@@ -61,7 +61,7 @@ def _report(context: Context, run: BatchRun) -> None:
         return
     folder = RunFolder.of(context.home, run.deployment, run.job_id)
     try:
-        end_batch_run(client, started, run_id, _outcome(context, run, task, folder))
+        end_batch_run(client, started, run_id, _outcome(context, run, task, folder), parent)
     except NotFound as error:
         _log.warning("%s", error.message)
     context.records.update_batch_run(run.task_id, reported=True)

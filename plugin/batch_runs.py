@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,9 +24,14 @@ def trigger_of(task: Task, backfill: bool) -> str:
 
 def runs_view(context: Context, record: DeploymentRecord) -> dict[str, Any]:
     """Return the run of a deployment that is under way (`run`) and the one that ended last (`last_run`), or None."""
-    runs = context.records.batch_runs(record.name, asked_since=record.created, limit=_LOOKED_AT)
-    known = [(run, context.records.task(run.task_id)) for run in runs]
-    return {"run": _first(context, known, "running"), "last_run": _first(context, known, "done", "failed")}
+    shown: dict[str, Any] = {"run": None, "last_run": None}
+    for run in context.records.batch_runs(record.name, asked_since=record.created, limit=_LOOKED_AT):
+        task = context.records.task(run.task_id)
+        if task.status == "running":
+            shown["run"] = run_view(context, run, task)
+        elif task.status in ("done", "failed"):
+            return shown | {"last_run": run_view(context, run, task)}
+    return shown
 
 
 def run_view(context: Context, run: BatchRun, task: Task) -> dict[str, Any]:
@@ -49,7 +53,3 @@ def run_view(context: Context, run: BatchRun, task: Task) -> dict[str, Any]:
     shown |= {"finished": task.finished and task.finished.isoformat(), "error": task.error}
     counted = ("rows_in", "rows_out", "rows_rejected", "files", "files_rejected", "seconds", "cpu_seconds")
     return shown | {name: result[name] for name in counted if name in result}
-
-
-def _first(context: Context, known: Sequence[tuple[BatchRun, Task]], *statuses: str) -> dict[str, Any] | None:
-    return next((run_view(context, run, task) for run, task in known if task.status in statuses), None)

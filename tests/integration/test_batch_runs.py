@@ -108,7 +108,7 @@ def world(tmp_path: Path, zoo: Callable[[str], ZooModel], tracking_uri: str) -> 
     pq.write_table(rows(200), inbox / "a.parquet")
     yield World(context, MlflowClient(tracking_uri), model, inbox)
     for run in context.records.batch_runs(
-        limit=1
+        "nightly", asked_since=NIGHT, limit=1
     ):  # the store is the session's: the next world has its own parent
         assert run.run_id is not None
         parent = MlflowClient(tracking_uri).get_run(run.run_id).data.tags["mlflow.parentRunId"]
@@ -240,7 +240,7 @@ def test_a_run_that_somebody_deletes_holds_no_other_back(world: World) -> None:
     world.do(doing)
     world.do(world.claim())
     world.report()
-    assert world.context.records.batch_runs(unreported=True) == []
+    assert world.context.records.unreported_batch_runs() == []
     assert world.run_of(tasks[1]).info.status == "FINISHED"
 
 
