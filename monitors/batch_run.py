@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 JOB_TAG = "flywheel.job"
-LOG_ARTIFACT = "run.log"
 _SERIES = ("rows_out", "rows_rejected", "seconds", "cost")
 _TAG_LENGTH = 4000
 _MOST_COLUMNS = 500
@@ -71,6 +70,18 @@ class DataPlace:
     digest: str
     rows: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, location: str, name: str, role: str, identity: str, query: str | None = None) -> DataPlace:
+        """Describe a file, folder, table or query; `identity` tells one state of it from another."""
+        digest = sha256(identity.encode()).hexdigest()[:8]
+        scheme, remote, _ = location.partition("://")
+        kind, source = scheme if remote else "local", {"uri": location}
+        if query is not None:
+            kind, source = "sql", {"uri": location, "query": query}
+        elif location.startswith("delta:"):
+            kind, source = "delta_table", {"path": location.removeprefix("delta:")}
+        return cls(name, role, kind, source, digest)
 
 
 @dataclass(frozen=True)
@@ -131,20 +142,6 @@ def end_batch_run(
     kind = "batch" if batch.span is None else "backfill"
     series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
     log_deployment_metrics(client, parent, series, outcome.as_of)
-
-
-def place_of(location: str, identity: str, query: str | None = None) -> tuple[str, dict[str, Any], str]:
-    """Return type, source and digest of a file, folder, table or query as MLflow shows them.
-
-    `identity` tells one state of it from another.
-    """
-    digest = sha256(identity.encode()).hexdigest()[:8]
-    if query is not None:
-        return "sql", {"uri": location, "query": query}, digest
-    if location.startswith("delta:"):
-        return "delta_table", {"path": location.removeprefix("delta:")}, digest
-    scheme, remote, _ = location.partition("://")
-    return scheme if remote else "local", {"uri": location}, digest
 
 
 @contextmanager

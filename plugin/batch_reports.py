@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,6 @@ from mlflow_flywheel.monitors.batch_run import (
     StartedBatch,
     begin_batch_run,
     end_batch_run,
-    place_of,
 )
 from mlflow_flywheel.pipelines.config import BatchConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound
@@ -98,22 +98,12 @@ def _metrics(result: Mapping[str, Any], progress: RunProgress) -> dict[str, floa
 
 
 def _places(config: BatchConfig, result: Mapping[str, Any]) -> list[DataPlace]:
-    state_read = str(result.get("input_digest") or config.job_id)
-    read = place_of(config.input, state_read, config.query)
-    written = place_of(config.output, config.job_id)
+    name, was_read = config.deployment, str(result.get("input_digest") or config.job_id)
+    read = DataPlace.at(config.input, f"{name} input", "input", was_read, config.query)
+    written = DataPlace.at(config.output, f"{name} output", "output", config.job_id)
     return [
-        DataPlace(
-            f"{config.deployment} input",
-            "input",
-            *read,
-            result.get("rows_in"),
-            result.get("columns_in") or {},
-        ),
-        DataPlace(
-            *(f"{config.deployment} output", "output", *written),
-            result.get("rows_out"),
-            result.get("columns_out") or {},
-        ),
+        replace(read, rows=result.get("rows_in"), columns=result.get("columns_in") or {}),
+        replace(written, rows=result.get("rows_out"), columns=result.get("columns_out") or {}),
     ]
 
 

@@ -112,11 +112,8 @@ class _Job:
             self._output(files)
             self._check_fit(files)
             state.plan(files, self._intake.since, until)
-        _log.info(
-            "job %s: %d of %d inputs are to be scored by %s",
-            *(self._config.job_id, len(state.files) - len(state.done), len(state.files)),
-            describe(self._config.model),
-        )
+        model, left = describe(self._config.model), len(state.files) - len(state.done)
+        _log.info("job %s: %s scores %d of %d inputs", self._config.job_id, model, left, len(state.files))
         output = self._output(state.files)
         piece = 0
         for index, file in enumerate(state.files):

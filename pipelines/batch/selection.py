@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
 from .answering import Chunk
@@ -152,13 +153,23 @@ def may_hold(file: InputFile, selection: Selection) -> bool:
     """Tell whether a file may have rows that are taken: its folders, or a Parquet file's statistics, may know better."""
     if selection.column in file.partition:
         value = file.partition[selection.column]
-        return value is not None and selection.between(value, value)
-    bounds = _bounds(file, selection.column) if file.format == "parquet" else None
-    return bounds is None or any(selection.between(low, high) for low, high in bounds)
+        bounds = [(value, value)] if value is not None else []
+    else:
+        found = _bounds(file, selection.column) if file.format == "parquet" else None
+        if found is None:
+            return True
+        bounds = found
+    try:
+        return any(selection.between(low, high) for low, high in bounds)
+    except BadInput:  # whoever reads it says so, and names the file
+        return True
 
 
 def _bounds(file: InputFile, column: str) -> list[tuple[Any, Any]] | None:
-    """Return the smallest and the largest value of each row group; None where the file does not say."""
+    """Return the smallest and the largest value of each row group; None where the file does not say.
+
+    Text is in another order than the numbers or times that it is read as.
+    """
     try:
         with file.location.read_anywhere() as source, pq.ParquetFile(source) as parquet:
             metadata = parquet.metadata
@@ -168,6 +179,8 @@ def _bounds(file: InputFile, column: str) -> list[tuple[Any, Any]] | None:
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             known = [group.column(paths.index(column)).statistics for group in groups if group.num_rows]
             if not known or any(found is None or not found.has_min_max for found in known):
+                return None
+            if any(isinstance(found.max, (str, bytes)) for found in known):
                 return None
             return [(found.min, found.max) for found in known]
     except UNREADABLE:  # whoever reads it says so

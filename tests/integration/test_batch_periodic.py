@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -238,6 +239,18 @@ def test_folders_tell_which_files_a_watermark_or_a_span_need_not_read(folder: Pa
         folder, job_id="span", timestamp_column="day", end=datetime(2013, 1, 2, tzinfo=timezone.utc)
     )
     assert run_batch(config, sum_scorer()).files == 1
+
+
+def test_text_that_is_compared_as_numbers_is_not_looked_up_in_statistics(folder: Path) -> None:
+    def write(name: str, *numbers: str) -> None:
+        rows = sum_rows(len(numbers)).append_column("at", pa.array(numbers))
+        pq.write_table(rows, folder / "in" / name)
+
+    write("a.parquet", "8", "9")
+    assert night(folder, 1, watermark="at").watermark == "9"
+    write("b.parquet", "10", "9")
+    second = night(folder, 2, watermark="at")
+    assert (second.rows_out, second.watermark) == (1, "10")
 
 
 def test_a_mark_keeps_its_kind(tmp_path: Path) -> None:
