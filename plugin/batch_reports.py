@@ -22,9 +22,9 @@ from mlflow_flywheel.monitors.batch_run import (
 from mlflow_flywheel.pipelines.config import BatchConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound
 
+from .batch_jobs import job_file
 from .batch_progress import RunFolder, RunProgress
 from .context import Context
-from .modes.batch import job_file
 from .prices import Prices
 from .record_types import BatchRun, Task
 

@@ -21,11 +21,11 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.spool import spooled_models
 
+from .batch_jobs import BatchRequest, batch_job, job_id_of
 from .batch_progress import RunFolder, score_batch, score_run
 from .batch_runs import PREDICT, SCHEDULE, trigger_of
 from .context import Context
 from .home import Home
-from .modes.batch import BatchRequest, batch_job, job_id_of
 from .record_types import BatchRun, Task, TaskKind
 from .records import Records
 from .spec import BatchSpec

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
+from mlflow_flywheel.plugin.batch_jobs import BatchRequest, check_span, job_id_of
 from mlflow_flywheel.plugin.batch_progress import RunFolder, RunProgress
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest, check_span, job_id_of
+from mlflow_flywheel.plugin.modes.batch import BatchOperations
 from mlflow_flywheel.plugin.record_types import DeploymentRecord, Task
 from mlflow_flywheel.plugin.spec import BatchSpec
 from mlflow_flywheel.plugin.spec_reading import parse_spec

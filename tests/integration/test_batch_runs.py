@@ -18,13 +18,14 @@ from mlflow.entities import Run
 from support.models import ZooModel, numeric_frame
 
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
+from mlflow_flywheel.plugin.batch_jobs import BatchRequest, batch_config
 from mlflow_flywheel.plugin.batch_progress import RunFolder, score_run
 from mlflow_flywheel.plugin.batch_reports import report_batch_runs
 from mlflow_flywheel.plugin.batch_runs import runs_view
 from mlflow_flywheel.plugin.cli import main as flywheel
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
-from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest, batch_config
+from mlflow_flywheel.plugin.modes.batch import BatchOperations
 from mlflow_flywheel.plugin.prices import CPU_HOUR, Prices
 from mlflow_flywheel.plugin.record_types import Task
 from mlflow_flywheel.plugin.spec import BatchSpec
