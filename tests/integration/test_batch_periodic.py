@@ -206,6 +206,19 @@ def test_a_back_fill_scores_the_rows_of_its_span_and_changes_nothing_of_what_is_
     assert night(folder, 2, watermark=None).rows_out == 5
 
 
+def test_a_back_fill_of_a_delta_table_skips_its_other_files(folder: Path) -> None:
+    source = str(folder / "table")
+    write_deltalake(source, sum_rows(60))
+    write_deltalake(source, sum_rows(60, 60), mode="append")
+    (old,) = [path for path in Path(source).glob("*.parquet") if pq.read_table(path)["n"][0].as_py() == 0]
+    old.rename(folder / "away")  # a job that looked into it would fail
+    span = {"start": FIRST + timedelta(minutes=70), "end": FIRST + timedelta(minutes=200)}
+    config = batch_config(folder, input=source, timestamp_column="when", **span)
+    assert run_batch(config, sum_scorer()).rows_out == 50
+    with pytest.raises(BadInput, match="not found"):
+        run_batch(batch_config(folder, job_id="all", input=source), sum_scorer())
+
+
 def test_a_back_fill_names_the_row_of_the_file_and_sets_odd_times_aside(folder: Path) -> None:
     lines = [f"{i},{i},a,2013-01-01T00:{i:02}Z" for i in range(60)]
     lines[40], lines[50] = "40,many,a,2013-01-01T00:40Z", "50,50,a,once"
