@@ -38,6 +38,7 @@ _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
 _DISK_SECONDS = 5.0
 _STATUS_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _METER_SECONDS = 15.0
 _COST_SECONDS = 60.0
@@ -54,6 +55,7 @@ class Daemon:
 
         from .alerts import tell
         from .background import Repeating, TaskThread, Trouble
+        from .batch_reports import report_batch_runs
         from .cost_series import CostSeries
         from .metering import Meter
         from .stream_series import StreamSeries
@@ -88,6 +90,7 @@ class Daemon:
             "meter": (_METER_SECONDS, meter.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
             "alerts": (_ALERT_SECONDS, lambda: tell(context)),
+            "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)
