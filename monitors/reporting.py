@@ -37,7 +37,7 @@ REPORT_ARTIFACT = "reports/drift.html"
 KIND_TAG = "flywheel.kind"
 MODEL_TAG = "flywheel.model"
 DEPLOYMENT_TAG = "flywheel.deployment"
-_PARENT = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 # Without it MLflow's UI shows the run among language-model evaluations, away from its charts.
 _VIEW = "?workflowType=machine_learning"
@@ -104,7 +104,7 @@ def log_monitor_run(
     experiment = experiment_id(client, model)
     window = verdicts[0].window if verdicts else None
     metrics = {f"{v.monitor}/{name}": value for v in verdicts for name, value in v.metrics.items()}
-    every = {**_run_tags(model, version, as_of, verdicts, window), _PARENT: parent, **(tags or {})}
+    every = {**_run_tags(model, version, as_of, verdicts, window), PARENT_TAG: parent, **(tags or {})}
     with mlflow_errors(client, f"log the monitors of {model!r}"):
         run = client.create_run(experiment, tags=every, run_name=f"monitor {as_utc(as_of):%Y-%m-%d %H:%M}")
         run_id = str(run.info.run_id)
@@ -135,7 +135,7 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
 
     experiment = experiment_id(client, model)
     wanted = {KIND_TAG: kind, **{tag: value for tag, value in tags.items() if tag == DEPLOYMENT_TAG}}
-    query = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in wanted.items())
+    query = " and ".join(f"tags.`{tag}` = '{quoted(value)}'" for tag, value in wanted.items())
     with mlflow_errors(client, f"find the run of {name!r}"):
         found = client.search_runs(
             [experiment], f"{query} and attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1
@@ -146,13 +146,14 @@ def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Ma
     return str(run.info.run_id)
 
 
-def finish_run(client: MlflowClient, run_id: str, status: str) -> None:
+def finish_run(client: MlflowClient, run_id: str, status: str, ended: datetime | None = None) -> None:
     """End a run, without the lines that MLflow would ask the server for and print for every run that ends."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    client.set_terminated(run_id, status)
+    client.set_terminated(run_id, status, None if ended is None else epoch_ms(ended))
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """Return a value as it may stand between quotes in a search. Raises BadInput for one that may not."""
     if "'" in value or "`" in value:
         raise BadInput(f"{value!r} cannot be looked up in MLflow; use a name without quotes")
     return value

@@ -166,7 +166,18 @@ class BatchConfig(Frozen):
     commit_rows: int = Field(1_048_576, ge=1, description="rows that become visible in a table at once")
     threads: int = Field(0, ge=0, le=256, description="chunks scored at a time; 0 is one per core")
     incremental: bool = Field(
-        False, description="score only files that no incremental job with this state_dir has scored before"
+        False,
+        description="score only what no incremental job with this state_dir has scored before: other files, or rows "
+        "above the watermark",
+    )
+    watermark: str | None = Field(
+        None, description="column that only grows: an incremental job takes the rows above its last value"
+    )
+    start: AwareDatetime | None = Field(
+        None, description="take only rows whose timestamp_column is not before this"
+    )
+    end: AwareDatetime | None = Field(
+        None, description="take only rows whose timestamp_column is before this"
     )
 
 

@@ -77,6 +77,14 @@ class TableCounts:
         return self.rows - self.distinct_ids
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What a deployment answered: rows, those that sampling left out included, and the model's own seconds per row."""
+
+    rows: float
+    seconds_per_row: float | None
+
+
 def predictions_schema(schema: FeatureSchema, kind: str) -> pa.Schema:
     """Return the Arrow schema of `predictions` for a model with these features and this kind of prediction."""
     features = [(FEATURE_PREFIX + feature.name, feature.table_type) for feature in schema.features]
@@ -210,6 +218,15 @@ class InferenceTable:
             },
             shadow=sum(result["shadow"]),
         )
+
+    def traffic(self, start: datetime, end: datetime) -> dict[str, Traffic]:
+        """Return what each deployment answered with `request_time` in [start, end)."""
+        found = self._query(
+            "SELECT deployment, sum(1 / coalesce(sampling_fraction, 1)) AS n, avg(execution_duration_us) / 1e6 AS seconds "
+            f"FROM predictions WHERE request_time >= ? AND request_time < ? AND NOT {_IS_SHADOW} GROUP BY deployment",
+            [start, end],
+        ).to_pylist()
+        return {row["deployment"]: Traffic(row["n"], row["seconds"]) for row in found}
 
     def watermark(self) -> datetime | None:
         """Return the newest event time, or None for an empty table."""

@@ -17,11 +17,13 @@ _COMMANDS = {
     "monitor": "commands.models:monitor",
     "retrain": "commands.models:retrain",
     "backtest": "commands.backtest:backtest",
-    "batch": "commands.models:batch",
+    "batch": "commands.batches:batch",
     "loop": "commands.models:loop",
     "scale": "commands.streams:scale",
     "replay": "commands.streams:replay",
     "dlq": "commands.streams:dlq",
+    "cost": "commands.cost:cost",
+    "alerts": "commands.alerts:alerts",
     "demo": "demo.command:demo",
 }
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,21 +61,28 @@ class Context:
         command = python_module("mlflow_flywheel.plugin.daemon", "--home", str(self.home.path))
         self.runner.start(self.process(DAEMON, command, _DAEMON_STOP_SECONDS))
 
-    def wait_for_task(self, task_id: int, timeout: float) -> Task:
-        """Return the task as soon as it is done or failed.
+    def wait_for_task(
+        self,
+        task_id: int,
+        timeout: float,
+        meanwhile: Callable[[], None] = lambda: None,
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> Task:
+        """Return the task as soon as it is done or failed; `meanwhile` is called every so often.
 
         Raises Unavailable after `timeout` seconds, or when the daemon that should do it does not stay up.
         """
         deadline, absent = time.monotonic() + timeout, 0
         while True:
             try:
-                return self.records.wait(task_id, min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+                return self.records.wait(task_id, min(look_seconds, max(0.0, deadline - time.monotonic())))
             except Unavailable:
                 if time.monotonic() >= deadline:
                     raise
+            meanwhile()
             daemon = next((s for s in self.runner.status() if s.name == DAEMON), None)
             absent = 0 if daemon is not None and daemon.alive else absent + 1
-            if absent * _LOOK_SECONDS >= _ABSENT_SECONDS:
+            if absent * look_seconds >= _ABSENT_SECONDS:
                 raise Unavailable(
                     f"task {task_id} waits for the daemon, which is {daemon.state if daemon else 'not started'}; its "
                     f"last log lines:\n{log_tail(self.home.log_file(DAEMON))}"

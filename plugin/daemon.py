@@ -38,7 +38,11 @@ _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
 _DISK_SECONDS = 5.0
 _STATUS_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
+_METER_SECONDS = 15.0
+_COST_SECONDS = 60.0
+_ALERT_SECONDS = 5.0
 _STOP_SECONDS = 10.0
 
 
@@ -49,7 +53,11 @@ class Daemon:
         from mlflow_flywheel.monitors.schedule import Schedule
         from mlflow_flywheel.pipelines.committer import Committer
 
+        from .alerts import tell
         from .background import Repeating, TaskThread, Trouble
+        from .batch_reports import report_batch_runs
+        from .cost_series import CostSeries
+        from .metering import Meter
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
@@ -71,7 +79,7 @@ class Daemon:
         self._metrics_url: str | None = None
         self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
-        series = StreamSeries()
+        series, costs, meter = StreamSeries(), CostSeries(), Meter(context)
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
             "rollouts": (_FOLLOW_SECONDS, self._follow),
@@ -79,6 +87,10 @@ class Daemon:
             "broker": (_BROKER_SECONDS, self.look_after_broker),
             "broker's disk": (_DISK_SECONDS, self.look_at_disk),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
+            "meter": (_METER_SECONDS, meter.read),
+            "cost series": (_COST_SECONDS, lambda: costs.log(context)),
+            "alerts": (_ALERT_SECONDS, lambda: tell(context)),
+            "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
         }
         self._repeating = [
             Repeating(name, seconds, function, self._stop, self._trouble)

@@ -18,11 +18,12 @@ import click
 from mlflow_flywheel.pipelines.batch import BatchProgress, run_batch
 from mlflow_flywheel.pipelines.errors import BadInput
 
+from .batch_jobs import BatchRequest, batch_config
 from .context import Context
 from .home import HOME_VARIABLES, Home
 from .logs import follow
 from .model_files import fetch_model
-from .modes.batch import BatchOperations, BatchRequest, batch_config
+from .modes.batch import BatchOperations
 from .operations import Operations, texts
 from .runners.base import deployment_process
 from .spec import BatchSpec, Spec

@@ -12,7 +12,16 @@ from sqlalchemy.exc import IntegrityError
 from mlflow_flywheel.pipelines.errors import NotFound
 
 from .database import Database, utc_now
-from .record_rows import ActionRow, PolicyRow, PolicyStateRow, TaskRow, VerdictRow, action_of, verdict_of
+from .record_rows import (
+    ActionRow,
+    PolicyRow,
+    PolicyStateRow,
+    TaskRow,
+    ToldRow,
+    VerdictRow,
+    action_of,
+    verdict_of,
+)
 from .record_types import ActionRecord, VerdictRecord
 
 
@@ -96,6 +105,16 @@ class LoopRecords:
             query = query.where(ActionRow.model == model)
         with self._database.read() as session:
             return [action_of(row) for row in session.scalars(query)]
+
+    def told(self, place: str) -> set[int]:
+        """Return the ids of the actions that a place was told of."""
+        with self._database.read() as session:
+            return set(session.scalars(select(ToldRow.action_id).where(ToldRow.place == place)))
+
+    def remember_told(self, place: str, action_id: int) -> None:
+        """Remember that a place was told of an action; idempotent."""
+        with self._database.write() as session:
+            session.merge(ToldRow(place=place, action_id=action_id))
 
     def policy(self, model: str) -> dict[str, Any]:
         """Return the model's policy as it was set; empty when there is none."""

@@ -1,4 +1,6 @@
-"""What the stream deployments of a home do, in Prometheus's text format, on a loopback port of the daemon.
+"""What a home does, in Prometheus's text format, on a loopback port of the daemon.
+
+Web deployments have metrics of their own, where they answer; here are streams, verdicts, and what everything costs.
 
 Workers count into files (`pipelines/stream/stats.py`), so the figures outlive them, and one scrape shows all. The port
 is chosen once and kept, so that a scraper finds it again.
@@ -19,6 +21,7 @@ from mlflow_flywheel.pipelines.times import utc_now
 
 from .context import Context
 from .home import Home
+from .home_metrics import usage_metrics, verdict_metrics
 from .record_types import DeploymentRecord
 
 _HOST = "127.0.0.1"
@@ -78,9 +81,8 @@ class _Families:
         if lag is not None:
             self.lag.add(labels, lag)
 
-    def text(self) -> bytes:
-        families: list[Family] = list(vars(self).values())
-        return exposition(families)
+    def all(self) -> list[Family]:
+        return list(vars(self).values())
 
 
 def metrics_of(context: Context) -> bytes:
@@ -89,7 +91,7 @@ def metrics_of(context: Context) -> bytes:
     for deployment in context.records.deployments(mode="stream"):
         families.add(context.home, deployment)
     families.spool.add({}, waiting_bytes(context.home.spool))
-    return families.text()
+    return exposition([*families.all(), *verdict_metrics(context), *usage_metrics(context)])
 
 
 class MetricsServer:

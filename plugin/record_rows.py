@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from .database import Utc
 from .record_types import (
     ActionRecord,
+    BatchRun,
     DeploymentRecord,
     DeploymentStatus,
     Task,
@@ -76,6 +77,21 @@ class TaskRow(Row):
     finished: Mapped[datetime | None]
 
 
+class BatchRunRow(Row):
+    __tablename__ = "flywheel_batch_runs"
+
+    task_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    deployment: Mapped[str] = mapped_column(index=True)
+    model_name: Mapped[str]
+    version: Mapped[str]
+    model_id: Mapped[str | None]
+    job_id: Mapped[str]
+    trigger: Mapped[str]
+    span: Mapped[str | None]
+    run_id: Mapped[str | None]
+    reported: Mapped[bool] = mapped_column(index=True)
+
+
 class VerdictRow(Row):
     __tablename__ = "flywheel_verdicts"
 
@@ -105,6 +121,15 @@ class ActionRow(Row):
     run_id: Mapped[str | None]
     created: Mapped[datetime]
     updated: Mapped[datetime]
+
+
+class ToldRow(Row):
+    """An action that a place was told of."""
+
+    __tablename__ = "flywheel_told"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    action_id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class PolicyRow(Row):
@@ -160,6 +185,22 @@ def task_of(row: TaskRow) -> Task:
         created=row.created,
         started=row.started,
         finished=row.finished,
+    )
+
+
+def batch_run_of(row: BatchRunRow) -> BatchRun:
+    """Return the row as a plain value."""
+    return BatchRun(
+        task_id=row.task_id,
+        deployment=row.deployment,
+        model_name=row.model_name,
+        version=row.version,
+        model_id=row.model_id,
+        job_id=row.job_id,
+        trigger=row.trigger,
+        span=row.span,
+        run_id=row.run_id,
+        reported=row.reported,
     )
 
 

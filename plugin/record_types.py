@@ -53,6 +53,25 @@ class Task:
 
 
 @dataclass(frozen=True)
+class BatchRun:
+    """A run of a batch deployment: a task that scores input, of which MLflow is told.
+
+    `trigger` is schedule, hand or back-fill, `span` what a back-fill is over; `reported` says that MLflow knows its end.
+    """
+
+    task_id: int
+    deployment: str
+    model_name: str
+    version: str
+    model_id: str | None
+    job_id: str
+    trigger: str
+    span: str | None = None
+    run_id: str | None = None
+    reported: bool = False
+
+
+@dataclass(frozen=True)
 class VerdictRecord:
     """A monitor's answer about a window, and the MLflow run that holds its evidence."""
 

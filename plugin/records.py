@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, NotFound, Unavailable, nearest
 
+from .batch_records import BatchRecords
 from .database import Database, utc_now
 from .loop_records import LoopRecords, insert_once
 from .record_rows import DeploymentRow, Row, TaskRow, deployment_of, task_of
@@ -27,6 +28,7 @@ from .record_types import (
     TaskStatus,
     VerdictRecord,
 )
+from .usage_records import UsageRecords
 
 __all__ = ["ActionRecord", "DeploymentRecord", "Records", "Task", "VerdictRecord"]
 _MAX_ATTEMPTS = 3
@@ -47,7 +49,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords):
+class Records(LoopRecords, BatchRecords, UsageRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:

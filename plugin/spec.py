@@ -333,6 +333,11 @@ class BatchSpec(CommonSpec):
         None, description='when to run over new input: a cron line of five fields, such as "0 2 * * *"'
     )
     timezone: str = Field("UTC", description="time zone of the schedule, such as Europe/Berlin")
+    watermark: str | None = Field(
+        None,
+        description="input column that only grows, numbers or times: a run takes the rows above its last value; without "
+        "it a run takes the files that no run took before",
+    )
     passthrough: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         ("*",), description="input columns to repeat in the output, comma-separated; * is all of them"
     )
@@ -373,8 +378,17 @@ class BatchSpec(CommonSpec):
         if self.query is not None:
             if self.input is None:
                 raise ValueError("query needs input=, SQLAlchemy's URL of the database that answers it")
-            if self.schedule is not None:
-                raise ValueError("a scheduled run would score all of query= every time; leave out schedule=")
+            if self.schedule is not None and self.watermark is None:
+                raise ValueError(
+                    "a scheduled run would score all of query= every time; name a column that only grows with watermark=, "
+                    "or leave out schedule="
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _watermark_needs_input(self) -> BatchSpec:
+        if self.watermark is not None and self.input is None:
+            raise ValueError("watermark needs input=: it says what is new there")
         return self
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mlflow_flywheel.monitors.reporting import deployment_run, log_deployment_metrics
 from mlflow_flywheel.pipelines.stream.stats import read_stats
 from mlflow_flywheel.pipelines.times import utc_now
 
 from .context import Context
+from .series import add_points
 
 
 class StreamSeries:
@@ -27,9 +27,5 @@ class StreamSeries:
             if series and (busy or deployment.name in self._busy):
                 from mlflow import MlflowClient
 
-                client = MlflowClient(context.home.tracking_uri)
-                run_id = deployment_run(client, deployment.model_name, deployment.name, deployment.mode)
-                if deployment.run_id != run_id:
-                    context.records.update_deployment(deployment.name, run_id=run_id)
-                log_deployment_metrics(client, run_id, series, now)
+                add_points(MlflowClient(context.home.tracking_uri), context.records, deployment, series, now)
             (self._busy.add if busy else self._busy.discard)(deployment.name)

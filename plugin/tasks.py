@@ -9,23 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.schedule import Job
-from mlflow_flywheel.pipelines.config import BatchConfig, ModelRef
+from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.spool import spooled_models
 
+from .batch_jobs import BatchRequest, batch_job, job_id_of
+from .batch_progress import RunFolder, score_batch, score_run
+from .batch_runs import PREDICT, SCHEDULE, trigger_of
 from .context import Context
 from .home import Home
-from .modes.batch import BatchRequest, batch_job
-from .record_types import Task, TaskKind
+from .record_types import BatchRun, Task, TaskKind
 from .records import Records
 from .spec import BatchSpec
 from .spec_reading import parse_spec
@@ -40,16 +41,44 @@ Handlers = Mapping[TaskKind, Callable[[Task], Mapping[str, Any]]]
 
 
 def batch_handlers(context: Context, batch: WarmProcess) -> Handlers:
-    """Return how batch runs are done: in the warm process."""
+    """Return how batch runs are done: in the warm process, and, but for the rows of a predict call, told to MLflow."""
 
     def run(task: Task) -> Mapping[str, Any]:
-        config = batch_job(context, task)
+        if task.requested_by == PREDICT:
+            job = batch_job(context, task).model_dump(mode="json")
+            predicted: dict[str, Any] = batch.call(score_batch, job, timeout=_BATCH_SECONDS)
+            return predicted
+        begun, config = begin_run(context, task)
+        folder = RunFolder.of(context.home, begun.deployment, begun.job_id)
         answer: dict[str, Any] = batch.call(
-            score_batch, config.model_dump(mode="json"), timeout=_BATCH_SECONDS
+            score_run, config.model_dump(mode="json"), str(folder.path), timeout=_BATCH_SECONDS
         )
         return answer
 
     return {"batch_run": run}
+
+
+def begin_run(context: Context, task: Task) -> tuple[BatchRun, BatchConfig]:
+    """Record that a task's run begins and return what it does; also of one that cannot, so that MLflow hears why."""
+    record = context.records.deployment(task.subject)
+    request = BatchRequest.of(task.payload)
+    run = BatchRun(
+        task_id=task.id,
+        deployment=record.name,
+        model_name=record.model_name,
+        version=record.version,
+        model_id=record.model_id,
+        job_id=job_id_of(record, task.id),
+        trigger=trigger_of(task, request.is_backfill),
+        span=request.span,
+    )
+    try:
+        config = batch_job(context, task)
+        model = config.model
+        run = replace(run, model_name=model.name, version=model.version, model_id=model.model_id)
+    finally:
+        context.records.add_batch_run(run)
+    return run, config
 
 
 def loop_handlers(context: Context, loop: WarmProcess) -> Handlers:
@@ -99,21 +128,6 @@ def action_of(records: Records, task: Task) -> int:
 def _as_of(task: Task) -> str:
     """Return the loop's "now" for a task: given, or when it was asked for."""
     return str(task.payload.get("as_of") or task.created.isoformat())
-
-
-def score_batch(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a batch job; its model stays loaded for the next one."""
-    from mlflow_flywheel.pipelines.batch import run_batch
-
-    config = BatchConfig.model_validate(raw)
-    return asdict(run_batch(config, _scorer(config.model)))
-
-
-@lru_cache(maxsize=2)
-def _scorer(ref: ModelRef) -> Scorer:
-    from mlflow_flywheel.pipelines.model import load_scorer
-
-    return load_scorer(ref)
 
 
 def monitor_model(home_path: str, model: str, as_of: str) -> dict[str, Any]:
@@ -171,12 +185,17 @@ def enqueue_monitor(home_path: str, model: str) -> None:
 
 
 def enqueue_batch(home_path: str, deployment: str) -> None:
-    """Ask for a batch deployment's run over its new input; once, however often this minute is announced."""
+    """Ask for a batch deployment's run over its new input; once, however often this minute is announced.
+
+    While one that was asked for before has not begun there is no second: runs that take long do not pile up.
+    """
     now = datetime.now(timezone.utc)
     with _records(home_path) as records:
         created = records.deployment(deployment).created  # a namesake that was deleted has its own runs
         key = f"batch:{deployment}:{created.isoformat()}:{now:%Y-%m-%dT%H:%M}"
-        records.enqueue("batch_run", deployment, BatchRequest().payload(), "schedule", key)
+        waiting = records.tasks(kind="batch_run", subject=deployment, status="queued")
+        if all(task.requested_by != SCHEDULE for task in waiting):  # else that run takes what this one would
+            records.enqueue("batch_run", deployment, BatchRequest().payload(), SCHEDULE, key)
 
 
 def maintain_tables(home_path: str) -> None:

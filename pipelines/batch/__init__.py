@@ -1,5 +1,6 @@
 """Batch mode: files in, answers and inference table rows out, exactly once."""
 
-from .job import BatchProgress, BatchResult, run_batch
+from .job import run_batch
+from .outcome import BatchProgress, BatchResult
 
 __all__ = ["BatchProgress", "BatchResult", "run_batch"]

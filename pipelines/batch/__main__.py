@@ -11,7 +11,8 @@ from pathlib import Path
 from mlflow_flywheel.pipelines.config import BatchConfig, load_config
 from mlflow_flywheel.pipelines.errors import FlywheelError
 
-from .job import BatchProgress, run_batch
+from .job import run_batch
+from .outcome import BatchProgress
 
 
 def main() -> int:

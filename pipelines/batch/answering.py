@@ -28,11 +28,22 @@ from .wanted import Wanted
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a file, from `first_row` on; chunks and rows are counted from 0."""
+    """Consecutive rows of a file, from `first_row` on; chunks and rows are counted from 0.
+
+    `numbers` are those of the rows in the file, where not all of them were taken.
+    """
 
     number: int
     first_row: int
     rows: pa.Table
+    numbers: pa.Array | None = None
+
+    def numbers_of(self, places: pa.Array) -> pa.Array:
+        """Return which rows of the file are at these places of the chunk."""
+        return pc.add(places, self.first_row) if self.numbers is None else self.numbers.take(places)
+
+    def number_of(self, place: int) -> int:
+        return int(self.numbers_of(pa.array([place]))[0].as_py())
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Answerer:
         except BadInput as error:
             odd = misfits(chunk.rows, self._wanted, self._read_as_text)
             if self._config.on_error == "fail":
-                raise first_misfit(odd, chunk.first_row) or error from None
+                raise first_misfit(odd, chunk.number_of) or error from None
             if not odd and not self._read_as_text:
                 raise
         rows = with_numbers(chunk.rows, self._wanted.features, self._read_as_text)
@@ -109,7 +120,7 @@ class Answerer:
         return rows, self._request(chunk, rows, odd), odd
 
     def _request(self, chunk: Chunk, rows: pa.Table, odd: Sequence[Misfit]) -> Request:
-        numbers = pc.add(self._places(chunk, odd), chunk.first_row)
+        numbers = chunk.numbers_of(self._places(chunk, odd))
         return Request(
             features=features_of(rows, self._wanted.features),
             prediction_ids=batch_prediction_ids(self._config.job_id, self._file.digest, numbers),
@@ -157,7 +168,7 @@ class Answerer:
         return Reject(
             self._file.path,
             words or misfit.reason,
-            row=chunk.first_row + misfit.at,
+            row=chunk.number_of(misfit.at),
             column=misfit.column,
             expected=misfit.expected or None,
             found=misfit.found or None,

@@ -32,7 +32,7 @@ def event_times(chunk: pa.Table, column: str | None) -> pa.Array | None:
         return None
     found = chunk[column].type
     if is_text(found):
-        times = _parse(chunk[column], column)
+        times = parsed_times(chunk[column], column)
     elif pa.types.is_integer(found) or pa.types.is_floating(found):
         times = _from_milliseconds(chunk[column], column)
     elif pa.types.is_timestamp(found) or pa.types.is_date(found) or pa.types.is_null(found):
@@ -52,7 +52,7 @@ def with_parsed_times(chunk: pa.Table, schema: FeatureSchema) -> pa.Table:
     for feature in schema.features:
         at = chunk.schema.get_field_index(feature.name)
         if feature.type == "datetime" and at >= 0 and is_text(chunk.schema.field(at).type):
-            chunk = chunk.set_column(at, feature.name, _parse(chunk.column(at), feature.name))
+            chunk = chunk.set_column(at, feature.name, parsed_times(chunk.column(at), feature.name))
     return chunk
 
 
@@ -61,7 +61,7 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _parse(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def parsed_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Parse ISO 8601; times without a zone are UTC. One form for the whole column is fast, a mixture is not."""
     column = column.cast(pa.string())
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,9 @@ def _mask(column: pa.ChunkedArray) -> _Mask:
     return np.asarray(pc.fill_null(column, False).to_numpy(), np.bool_)
 
 
-def first_misfit(odd: Sequence[Misfit], first_row: int) -> BadInput | None:
-    """Return the error that names the first row that does not fit, or None when no single row is to blame."""
-    return BadInput(f"row {first_row + odd[0].at}: {odd[0].reason}") if odd else None
+def first_misfit(odd: Sequence[Misfit], number_of: Callable[[int], int]) -> BadInput | None:
+    """Return the error that names the first row that does not fit, or None when no single row is to blame.
+
+    `number_of` tells which row of the file is at a place of the chunk.
+    """
+    return BadInput(f"row {number_of(odd[0].at)}: {odd[0].reason}") if odd else None

@@ -8,10 +8,10 @@ the same ids: what a table has is skipped there, and what was not visible is mad
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,12 +28,16 @@ from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 from .answering import Answerer, Chunk
 from .fitting import features_of
 from .flow import ahead, cores, mapped
-from .inputs import InputFile, find_inputs
-from .outputs import ID_COLUMN, Output
+from .inputs import InputFile
+from .intake import Intake
+from .outcome import BatchProgress, BatchResult, Notes
+from .outputs import Output
 from .readers import peek, read_chunks
 from .rejects import Reject, RejectsFile
-from .state import DoneFile, JobState, SeenInputs, locked
+from .selection import Taken, selection_of
+from .state import DoneFile, JobState, locked
 from .wanted import Drop, Retype, Wanted
+from .watermark import to_json
 from .writing import NoPieces, PieceByPiece
 
 if TYPE_CHECKING:
@@ -43,33 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _READ_AHEAD = 2
-_QUERY_NAME = "query.parquet"
-
-
-@dataclass(frozen=True)
-class BatchProgress:
-    """How far a job is."""
-
-    rows: int
-    files_done: int
-    files: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """What a job did, over all of its starts; `seconds` are those of the last one."""
-
-    job_id: str
-    rows_in: int
-    rows_out: int
-    files: int
-    seconds: float
-    outputs: tuple[str, ...]
-    id_column: str = ID_COLUMN
-    rows_rejected: int = 0
-    files_rejected: int = 0
-    rejects: tuple[str, ...] = ()
+_log = logging.getLogger(__name__)
 
 
 def run_batch(
@@ -97,13 +75,8 @@ def run_batch(
     with ExitStack() as stack:
         lock = state_dir / "jobs" / f"{quote(config.job_id, safe='')}.lock"
         stack.enter_context(locked(lock, f"batch job {config.job_id!r}"))
-        seen = None
-        if config.incremental:
-            what = f"an incremental job of deployment {config.deployment!r}"
-            stack.enter_context(locked(state_dir / "incremental.lock", what))
-            seen = stack.enter_context(closing(SeenInputs(state_dir)))
         state = stack.enter_context(closing(JobState(state_dir, config.job_id, _work(config))))
-        job = _Job(config, state, seen, scorer, progress, started)
+        job = _Job(config, state, Intake(config, state, stack), scorer, progress, started)
         return job.run()
 
 
@@ -118,86 +91,47 @@ class _Job:
         self,
         config: BatchConfig,
         state: JobState,
-        seen: SeenInputs | None,
+        intake: Intake,
         scorer: Scorer | None,
         progress: Callable[[BatchProgress], None] | None,
         started: float,
     ) -> None:
         self._config = config
         self._state = state
-        self._seen = seen
+        self._intake = intake
         self._scorer = scorer
         self._progress = progress
         self._started = started
         self._rows = 0
+        self._notes = Notes(started)
 
     def run(self) -> BatchResult:
-        config, state = self._config, self._state
+        state = self._state
         if not state.is_planned:
-            files = self._new_inputs()
+            files, until = self._intake.find(lambda: self._loaded.schema)
             self._output(files)
             self._check_fit(files)
-            state.plan(files)
+            state.plan(files, self._intake.since, until)
+        model, left = describe(self._config.model), len(state.files) - len(state.done)
+        _log.info("job %s: %s scores %d of %d inputs", self._config.job_id, model, left, len(state.files))
         output = self._output(state.files)
         piece = 0
         for index, file in enumerate(state.files):
             done = state.done.get(index)
             if done is None or not output.holds(done):
                 done = self._score(index, file, output, piece)
-                if self._seen is not None:
-                    self._seen.add(file)
+                self._intake.took(file)
                 state.finish(done)
+                _log.info("%s: %d rows answered, %d set aside", file.path, done.rows, done.rejected)
             self._rows += done.rows
             piece += done.pieces
             self._tell(self._rows)
-        if config.query is not None:
-            self._query_file.unlink(missing_ok=True)
-        return self._result()
+        mark = self._intake.finish(list(state.done.values()))
+        return self._notes.result(self._config.job_id, state, mark)
 
     def _output(self, files: Sequence[InputFile]) -> Output:
         config = self._config
         return Output(config.output, config.job_id, config.input if config.query is None else None, files)
-
-    def _result(self) -> BatchResult:
-        done = [self._state.done[index] for index in sorted(self._state.done)]
-        rows, rejected = sum(file.rows for file in done), sum(file.rejected for file in done)
-        return BatchResult(
-            job_id=self._config.job_id,
-            rows_in=rows + rejected,
-            rows_out=rows,
-            files=len(self._state.files),
-            seconds=time.perf_counter() - self._started,
-            outputs=tuple(dict.fromkeys(file.output for file in done if not file.unread)),
-            rows_rejected=rejected,
-            files_rejected=sum(file.unread for file in done),
-            rejects=tuple(file.rejects for file in done if file.rejects is not None),
-        )
-
-    def _new_inputs(self) -> list[InputFile]:
-        files = [self._query_result()] if self._config.query is not None else find_inputs(self._config.input)
-        if self._seen is None:
-            if not files:
-                raise BadInput(f"input {self._config.input!r} holds no Parquet, CSV or JSON Lines file")
-            return files
-        if any(file.format == "delta" for file in files):
-            raise BadInput(
-                f"input {self._config.input!r} is a Delta table, and only files can be scored incrementally; "
-                "score the table without incremental, or give a folder of files"
-            )
-        return [file for file in files if file not in self._seen]
-
-    def _query_result(self) -> InputFile:
-        from .sql_input import save_query
-
-        config, target = self._config, self._query_file
-        assert config.query is not None
-        save_query(config.input, config.query, self._loaded.schema, target)
-        (file,) = find_inputs(str(target))
-        return replace(file, relative=_QUERY_NAME)
-
-    @property
-    def _query_file(self) -> Path:
-        return Path(self._config.state_dir) / "jobs" / f"{quote(self._config.job_id, safe='')}.input.parquet"
 
     def _check_fit(self, files: Sequence[InputFile]) -> None:
         """Refuse a job over several files before any is scored, where names and types can tell."""
@@ -229,6 +163,8 @@ class _Job:
         types: Mapping[str, pa.DataType],
     ) -> DoneFile:
         """Score a file, reading these columns as these types."""
+        notes = self._notes
+        notes.begin_file()
         with ExitStack() as stack:
             sink = stack.enter_context(closing(output.sink(file, first_piece)))
             rejects = stack.enter_context(closing(RejectsFile(output.rejects(file))))
@@ -236,13 +172,16 @@ class _Job:
             writer = stack.enter_context(closing(PieceByPiece(logged, sink, self._chunks_per_piece)))
             drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
             read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
-            chunks = ahead(_numbered(read if drop is None else _up_to_damage(read, drop)), _READ_AHEAD)
+            numbered = _numbered(read if drop is None else _up_to_damage(read, drop))
+            taken = Taken(numbered, self._wanted.selection)
+            chunks = ahead(taken, _READ_AHEAD)
             stack.enter_context(closing(chunks))
             settled = min(logged.settled, sink.settled) - first_piece + 1
             answerer = self._answerer(file, types, settled * self._chunks_per_piece)
             answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:
+                notes.look(answer)
                 writer.write(answer)
                 rejects.add(*answer.rejects)
                 rows += answer.rows
@@ -251,7 +190,13 @@ class _Job:
             file.check_unchanged()
             rejects.finish()
             target = rejects.target.text if rejects.count else None
-            return DoneFile(index, rows, pieces, sink.finish(), rejects.count, target)
+            notes.columns_in = taken.columns
+            mark = None if taken.newest is None else to_json(taken.newest, str(self._config.watermark))
+            return DoneFile(
+                *(index, rows, pieces, sink.finish(), rejects.count, target),
+                mark=mark,
+                newest_event=notes.newest_event,
+            )
 
     def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:
         return Answerer(
@@ -300,7 +245,13 @@ class _Job:
     @cached_property
     def _wanted(self) -> Wanted:
         config = self._config
-        return Wanted(self._loaded.schema, config.passthrough, config.id_column, config.timestamp_column)
+        return Wanted(
+            self._loaded.schema,
+            config.passthrough,
+            config.id_column,
+            config.timestamp_column,
+            selection_of(config, self._intake.since),
+        )
 
     @cached_property
     def _table(self) -> InferenceTable:

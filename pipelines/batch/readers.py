@@ -87,8 +87,10 @@ def _read_delta(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
     wanted.check_names(file.path, dataset.schema.names)
     columns = wanted.select(dataset.schema.names)
     yield _subset(dataset.schema, columns)
+    chosen = wanted.selection
+    skipping = None if chosen is None else chosen.fragments(dataset.schema.field(chosen.column).type)
     # a version's files have no order of their own, and a job that is run again must see the same one
-    for fragment in sorted(dataset.get_fragments(), key=lambda fragment: fragment.path):
+    for fragment in sorted(dataset.get_fragments(skipping), key=lambda fragment: fragment.path):
         for batch in fragment.to_batches(schema=dataset.schema, columns=columns, batch_size=_ROWS_PER_READ):
             yield pa.Table.from_batches([batch])
 

@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from mlflow_flywheel.pipelines.durable import sync
-from mlflow_flywheel.pipelines.errors import BadInput, MissingExtra, Unavailable
+from mlflow_flywheel.pipelines.errors import BadInput, MissingExtra, Unavailable, nearest
 from mlflow_flywheel.pipelines.parquet_parts import open_parquet
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
 
@@ -26,18 +27,29 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"psycopg": "postgresql", "psycopg2": "postgresql"}
 
 
-def save_query(url: str, query: str, schema: FeatureSchema, target: Path) -> None:
-    """Write the result of a query to a Parquet file, complete or not at all.
+@dataclass(frozen=True)
+class RowsAbove:
+    """The rows of a query's result whose column is above a mark, lowest first; None takes all that have a value."""
+
+    column: str
+    mark: Any = None
+
+
+def save_query(
+    url: str, query: str, schema: FeatureSchema, target: Path, above: RowsAbove | None = None
+) -> Any:
+    """Write the result of a query to a Parquet file, complete or not at all; return its last mark, if it has rows.
 
     `url` is SQLAlchemy's; ${NAME} in it stands for an environment variable, whose value no message shows. Features
     have the types of `schema`, other columns those of their first rows. Raises BadInput for a query or a value that
     does not fit, and Unavailable when the database does not answer.
     """
+    asked = _Asked(query, above)
     partial = target.with_suffix(".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     written = None
     try:
-        for rows in _fetched(url, query, schema):
+        for rows in _fetched(url, asked, schema):
             if written is None:
                 written = open_parquet(str(partial), rows)
             written.write_table(rows)
@@ -50,6 +62,39 @@ def save_query(url: str, query: str, schema: FeatureSchema, target: Path) -> Non
     written.close()
     sync(partial)
     partial.replace(target)
+    return asked.last_mark
+
+
+class _Asked:
+    """A query as the database is asked it, and the last mark that came: it is the largest in the database's order."""
+
+    def __init__(self, query: str, above: RowsAbove | None) -> None:
+        self._query = query
+        self._above = above
+        self.last_mark: Any = None
+
+    def result(self, connection: Any) -> Any:
+        from sqlalchemy import text
+
+        if self._above is None:
+            return connection.execute(text(self._query))
+        column = connection.dialect.identifier_preparer.quote(self._above.column)
+        some = f"{column} IS NOT NULL" if self._above.mark is None else f"{column} > :flywheel_watermark"
+        # the line break ends a comment that the query may end with
+        whole = f"SELECT * FROM ({self._query.rstrip().rstrip(';')}\n) AS flywheel_rows WHERE {some} ORDER BY {column}"
+        mark = {} if self._above.mark is None else {"flywheel_watermark": self._above.mark}
+        return connection.execute(text(whole), mark)
+
+    def note(self, columns: Sequence[str], rows: Sequence[Any]) -> None:
+        if self._above is None:
+            return
+        column = self._above.column
+        if column not in columns:
+            raise BadInput(
+                f"the query's result has no column {column!r}, the watermark{nearest(column, columns)}; it has: "
+                f"{', '.join(columns)}"
+            )
+        self.last_mark = rows[-1][columns.index(column)]
 
 
 def check_sql_url(url: str) -> None:
@@ -71,9 +116,9 @@ def check_sql_url(url: str) -> None:
         )
 
 
-def _fetched(url: str, query: str, schema: FeatureSchema) -> Iterator[pa.Table]:
+def _fetched(url: str, asked: _Asked, schema: FeatureSchema) -> Iterator[pa.Table]:
     """Yield the result as tables of one schema, the first one even when it is empty."""
-    from sqlalchemy import create_engine, text
+    from sqlalchemy import create_engine
 
     secrets: list[str] = []
 
@@ -92,10 +137,11 @@ def _fetched(url: str, query: str, schema: FeatureSchema) -> Iterator[pa.Table]:
             with engine.connect().execution_options(
                 stream_results=True, yield_per=_ROWS_PER_FETCH
             ) as connection:
-                result = connection.execute(text(query))
+                result = asked.result(connection)
                 types = {feature.name: feature.arrow_type for feature in schema.features}
                 columns, first = list(result.keys()), True
                 for rows in result.partitions(_ROWS_PER_FETCH):
+                    asked.note(columns, rows)
                     table = _table(columns, rows, types)
                     types = dict(zip(table.column_names, table.schema.types, strict=True))
                     yield table

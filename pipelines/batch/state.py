@@ -37,6 +37,10 @@ class DoneFile:
     """Where they are, when there are any."""
     unread: bool = False
     """Whether the file as a whole was set aside."""
+    mark: Any = None
+    """The largest value of the watermark's column among the rows, as JSON."""
+    newest_event: str | None = None
+    """The latest event time among the rows that were logged, in ISO 8601."""
 
 
 class Journal:
@@ -76,22 +80,30 @@ class JobState:
         self.started = datetime.now(timezone.utc)
         self.files: tuple[InputFile, ...] = ()
         self.done: dict[int, DoneFile] = {}
+        self.since: Any = None
+        """The watermark above which the job takes rows, as JSON."""
+        self.until: Any = None
+        """How far the result of its query goes."""
         if entries:
             self._check_same(job_id, entries[0]["work"], work)
             self.started = datetime.fromisoformat(entries[0]["started"])
             self.files = tuple(InputFile.from_json(fields) for fields in entries[0]["files"])
+            self.since, self.until = entries[0].get("since"), entries[0].get("until")
             self.done = {fields[0]: DoneFile(*fields) for fields in entries[1:]}
         self._work = work
 
-    def plan(self, files: Sequence[InputFile]) -> None:
+    def plan(self, files: Sequence[InputFile], since: Any = None, until: Any = None) -> None:
         """Fix what the job reads, and when it was asked to."""
         self.is_planned, self.files = True, tuple(files)
+        self.since, self.until = since, until
         self.started = datetime.now(timezone.utc)
         self._journal.append(
             {
                 "work": self._work,
                 "started": self.started.isoformat(),
                 "files": [file.to_json() for file in files],
+                "since": since,
+                "until": until,
             }
         )
 

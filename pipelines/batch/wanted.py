@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    from .selection import Selection
 
 UNREADABLE = (pa.ArrowException, OSError, EOFError)
 Drop = Callable[[int | None, str], None]
@@ -24,6 +27,7 @@ class Wanted:
     passthrough: tuple[str, ...] = ("*",)
     id_column: str | None = None
     timestamp_column: str | None = None
+    selection: Selection | None = None
 
     def without(self, names: Collection[str]) -> Wanted:
         """Return what is wanted of a file where these columns come from elsewhere."""
@@ -35,6 +39,7 @@ class Wanted:
             tuple(name for name in self.passthrough if name not in names),
             None if self.id_column in names else self.id_column,
             None if self.timestamp_column in names else self.timestamp_column,
+            None if self.selection is None or self.selection.column in names else self.selection,
         )
 
     @property
@@ -49,7 +54,10 @@ class Wanted:
     @property
     def named(self) -> tuple[str, ...]:
         """Return the columns that the job names beside the features; each must exist."""
-        return tuple(dict.fromkeys(name for name in (*self.passthrough, *self.keys) if name != "*"))
+        chosen_by = () if self.selection is None else (self.selection.column,)
+        return tuple(
+            dict.fromkeys(name for name in (*self.passthrough, *self.keys, *chosen_by) if name != "*")
+        )
 
     def select(self, columns: Iterable[str]) -> list[str]:
         """Return which of a file's columns to read."""

@@ -1,4 +1,4 @@
-"""feedback, monitor, retrain, batch, loop: what a person does about a deployed model."""
+"""feedback, monitor, retrain, loop: what a person does about a deployed model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import click
 
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.modes.batch import BatchOperations, BatchRequest
 
-from .common import command, do_task, find_deployment, find_model, print_json, print_table, time_of, waiting
+from .common import command, do_task, find_model, print_json, print_table, time_of, waiting
 
 
 @click.command()
@@ -84,43 +83,6 @@ def retrain(context: Context, as_json: bool, name: str, reason: str, as_of: str 
         return
     rows = [(key, value) for key, value in result.items() if not isinstance(value, dict | list)]
     print_table(f"Retraining of {model}", ["", ""], rows)
-
-
-@click.group()
-def batch() -> None:
-    """Runs of batch deployments."""
-
-
-@batch.command("run")
-@click.argument("name")
-@click.option("--input", "source", help="score this instead of what is new in the deployment's input")
-@click.option("--output", help="where to; needed to keep answers of another input apart")
-@command
-def batch_run(context: Context, as_json: bool, name: str, source: str | None, output: str | None) -> None:
-    """Score now what is new in the deployment's input (or --input)."""
-    from mlflow_flywheel.plugin.spec import BatchSpec
-    from mlflow_flywheel.plugin.spec_reading import parse_spec
-
-    record = find_deployment(context, name)
-    spec = parse_spec(record.config)
-    if not isinstance(spec, BatchSpec):
-        raise BadInput(f"deployment {name!r} is a {record.mode} deployment; only batch deployments have runs")
-    asked = spec.model_copy(update={"input": source, "output": output, "query": None})
-    paths = BatchOperations().absolute_paths(asked)
-    request = BatchRequest(paths.get("input"), paths.get("output"))
-    task = do_task(context, "batch_run", name, request.payload(), f"running {name}")
-    result = dict(task.result or {})
-    if as_json:
-        print_json(result)
-        return
-    click.echo(f"{result['rows_out']:,} rows from {result['files']} files in {result['seconds']:.1f} s")
-    for written in result.get("outputs", []):
-        click.echo(f"  {written}")
-    if result.get("rejects"):
-        rejected, files = result["rows_rejected"], result["files_rejected"]
-        click.echo(f"set aside: {rejected:,} rows and {files} whole files, for the reasons in")
-        for written in result["rejects"]:
-            click.echo(f"  {written}")
 
 
 @click.group()

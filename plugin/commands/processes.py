@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -90,10 +91,12 @@ def status(context: Context, as_json: bool) -> None:
             click.echo(f"{view['name']}: {_trial(view['challenger'])}")
         if "messages_per_second" in view:
             click.echo(f"{view['name']}: {_flow(view)}")
+        for said in _runs(view) if view["mode"] == "batch" else ():
+            click.echo(f"{view['name']}: {said}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
     if metrics is not None:
-        click.echo(f"Prometheus metrics of the streams: {metrics}")
+        click.echo(f"Prometheus metrics: {metrics}")
     if disk is not None:
         click.echo(disk["warning"] or f"embedded broker: {broker_disk.said(disk['bytes'])} on disk")
     for source, trouble in daemon.get("trouble", {}).items():
@@ -186,6 +189,33 @@ def _flow(view: dict[str, Any]) -> str:
     if view["trouble"]:
         said.append(f"trouble: {view['trouble']}")
     return "; ".join(said)
+
+
+def _runs(view: dict[str, Any]) -> Iterator[str]:
+    """Say in words what a batch deployment's run does, and how the last one went."""
+    run, last = view["run"], view["last_run"]
+    if run is not None:
+        said = f"running since {_moment(run['started'])} ({_why(run)})"
+        if "rows" in run:
+            said += f": {run['rows']:,} rows, {run['files_done']} of {run['files']} files"
+            said += f", {run['rows_per_second']:,.0f} rows/s"
+        yield said
+    if last is not None:
+        said = f"last run {_moment(last['started'])} ({_why(last)}): "
+        if last["status"] == "failed":
+            said += f"failed: {last['error']}"
+        else:
+            rejected = f", {last['rows_rejected']:,} set aside" if last["rows_rejected"] else ""
+            said += f"{last['rows_out']:,} rows{rejected} in {last['seconds']:.1f} s"
+        yield said + (f"; MLflow run {last['run_id']}" if last["run_id"] else "; not in MLflow yet")
+
+
+def _why(run: dict[str, Any]) -> str:
+    return f"{run['trigger']} {run['span']}" if run["span"] else str(run["trigger"])
+
+
+def _moment(text: str | None) -> str:
+    return "?" if text is None else f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:

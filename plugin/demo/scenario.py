@@ -10,13 +10,17 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.times import utc_now
+from mlflow_flywheel.plugin.cost import DeploymentCost, cost_report
+from mlflow_flywheel.plugin.metering import Meter
+from mlflow_flywheel.plugin.prices import Prices
 
 from .batch_door import BatchDoor
 from .doors import Doors
@@ -111,10 +115,12 @@ def play(plan: Plan, show: Show) -> Iterator[Summary]:
             table = InferenceTable.open(stage.context.home.tables, MODEL_NAME)
             months = compare_months(table, flights, january)
             deployments = _client(stage).list_deployments()
+            costs = _costs(stage)
             links = _links(stage, url)
         yield Summary(
             months=months,
             deployments=tuple(deployments),
+            costs=costs,
             retrainings=tuple(replay.retrainings),
             table=account(counts, asked, labels),
             links=links,
@@ -195,6 +201,14 @@ def _chosen(year: Flights, plan: Plan) -> Flights:
 def _by_deployment(flights: Flights) -> dict[str, int]:
     counts = flights.frame["origin"].value_counts()
     return {name: int(counts.get(origin, 0)) for origin, name in _ORIGINS.items()}
+
+
+def _costs(stage: Stage) -> dict[str, DeploymentCost]:
+    """Read all processes once more, and return what each deployment has cost."""
+    Meter(stage.context).read()
+    now = utc_now()
+    report = cost_report(stage.context, now - timedelta(days=1), now, MODEL_NAME, Prices())
+    return {cost.deployment: cost for cost in report.deployments}
 
 
 def _links(stage: Stage, url: str) -> dict[str, str]:

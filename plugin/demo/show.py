@@ -146,11 +146,20 @@ def _months(summary: Summary) -> Table:
 
 
 def _deployments(summary: Summary) -> Table:
-    table = Table(title="Deployments", title_style="bold")
-    for name in ("name", "mode", "status", "version", "predictions"):
-        table.add_column(name, justify="right" if name == "predictions" else "left")
+    table = Table(
+        title="Deployments, and what they cost",
+        title_style="bold",
+        caption="at the usual price of a cloud container",
+    )
+    for name in ("name", "mode", "status", "version"):
+        table.add_column(name)
+    for name in ("predictions", "CPU s", "$ per million"):
+        table.add_column(name, justify="right")
     for d in summary.deployments:
-        table.add_row(d["name"], d["mode"], d["status"], str(d["version"]), f"{d['predictions']:,}")
+        cost = summary.costs[d["name"]]
+        dear = "" if cost.per_1k is None else f"{cost.per_1k * 1000:.2f}"
+        counted = (f"{d['predictions']:,}", f"{cost.usage.cpu_seconds:,.0f}", dear)
+        table.add_row(d["name"], d["mode"], d["status"], str(d["version"]), *counted)
     return table
 
 

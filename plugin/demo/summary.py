@@ -11,6 +11,7 @@ import numpy as np
 
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
+from mlflow_flywheel.plugin.cost import DeploymentCost
 
 from .flights import DAY, KEY, LABEL, Flights
 from .model import MODEL_NAME, January
@@ -64,6 +65,7 @@ class Summary:
 
     months: tuple[Month, ...]
     deployments: tuple[Mapping[str, Any], ...]
+    costs: Mapping[str, DeploymentCost]
     retrainings: tuple[Retraining, ...]
     table: TableAccount
     links: Mapping[str, str]
@@ -86,6 +88,10 @@ class Summary:
             ],
             "deployments": [
                 {name: d[name] for name in ("name", "mode", "status", "version", "predictions")}
+                | {
+                    name: self.costs[d["name"]].to_json()[name]
+                    for name in ("cpu_seconds", "cost", "cost_per_1k")
+                }
                 for d in self.deployments
             ],
             "retrainings": [{**asdict(r), "as_of": r.as_of.isoformat()} for r in self.retrainings],

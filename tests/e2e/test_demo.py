@@ -69,6 +69,7 @@ def test_a_replay_is_complete_counted_and_leaves_no_process(
     table = summary["table"]
     assert table["rows"] == table["expected"] == sum(d["predictions"] for d in found.values())
     assert all(d["predictions"] > 3000 for d in found.values())
+    assert all(d["cpu_seconds"] > 0 and d["cost_per_1k"] > 0 for d in found.values())
     assert table["duplicates"] == 0
     assert table["labelled"] == month["flights"]
 
@@ -81,7 +82,13 @@ def test_a_replay_is_complete_counted_and_leaves_no_process(
     for deployment in found.values():
         assert deployment["status"] == "ready" and deployment["version"] == version
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 2**28
-    for text in ("January model", "What the loop did", "complete, nothing twice", "newest drift report"):
+    for text in (
+        "January model",
+        "what they cost",
+        "What the loop did",
+        "complete, nothing twice",
+        "newest drift report",
+    ):
         assert text in done.stdout
 
 

@@ -14,8 +14,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from support.batches import REF, answers, batch_config, logged, sum_rows
+from support.batches import REF, answers, batch_config, logged, sum_rows, sum_scorer
 
+from mlflow_flywheel.pipelines.batch import run_batch
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
 TESTS = Path(__file__).parent.parent
@@ -53,6 +54,7 @@ def test_each_row_once_in_output_and_table_whenever_it_is_killed(tmp_path: Path,
         threads=3,
         id_column="key",
         incremental=True,
+        watermark="n" if kind == "delta" else None,
         on_error="skip" if skips else "fail",
     )
     config.save(tmp_path / "job.json")
@@ -75,6 +77,13 @@ def test_each_row_once_in_output_and_table_whenever_it_is_killed(tmp_path: Path,
     same = ["prediction_id", "prediction"]
     found = out.select(same).sort_by("prediction_id").combine_chunks()
     assert found.equals(logged(config).select(same).combine_chunks())
+    if kind == "delta":
+        marks = [
+            json.loads(line) for line in (tmp_path / "state" / "watermark.jsonl").read_text().splitlines()
+        ]
+        assert marks == [{"column": "n", "job": "job-1", "mark": ROWS - 1}]
+        pq.write_table(sum_rows(SIZES[0] + 9, ROWS - SIZES[0]), tmp_path / "in" / "0.parquet")
+        assert run_batch(config.model_copy(update={"job_id": "job-2"}), sum_scorer()).rows_out == 9
     if skips:
         lines = [
             line for path in (tmp_path / "out").rglob("*.jsonl") for line in path.read_text().splitlines()

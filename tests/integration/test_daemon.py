@@ -32,6 +32,7 @@ from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.runners.base import BROKER
 
 ROWS = 20_000
+EVER = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -132,6 +133,12 @@ def test_it_does_tasks_says_why_one_failed_and_leaves_no_process_when_told_to_en
         done = records.wait(records.enqueue("batch_run", "nightly", {}, "test"), 120)
         assert done.status == "done", done.error
         assert done.result is not None and done.result["rows_out"] == 1000
+        eventually(lambda: records.unreported_batch_runs() == [], 60, what="MLflow is told of both runs")
+        runs = {
+            run.run_id: records.task(run.task_id).status
+            for run in records.batch_runs("nightly", asked_since=EVER)
+        }
+        assert sorted(runs.values()) == ["done", "failed"] and None not in runs
         assert len(daemon.family()) > 1  # the warm process is there
         assert daemon.terminate() == 0
         # Python's own helper of multiprocessing sees its pipe close and follows in a moment

@@ -67,6 +67,7 @@ class World:
             self.home.deployments / name,
             self.home.batch / name / "state",
             self.home.batch / name / "asked",
+            self.home.batch / name / "runs",
         ]
         return [f for f in (*found, *self.home.logs.glob(f"*{name}*"), *self.home.supervisor.rglob(f"*{name}*.json"),
                             *self.home.supervisor.rglob(f"*{name}*.conf")) if f.exists()]  # fmt: skip

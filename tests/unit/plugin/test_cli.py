@@ -28,6 +28,8 @@ COMMANDS = [
     "scale",
     "replay",
     "dlq",
+    "cost",
+    "alerts",
     "demo",
 ]
 
@@ -92,13 +94,17 @@ def test_the_help_lists_every_command() -> None:
         "dlq list",
         "dlq replay",
         "dlq purge",
+        "alerts add",
+        "alerts list",
+        "alerts remove",
+        "alerts test",
     ],
 )
 def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "broker", "dlq", "demo"):
+    if name not in ("batch", "loop", "broker", "dlq", "alerts", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 

@@ -113,9 +113,9 @@ def test_the_port_is_kept_unless_somebody_took_it(context: Context) -> None:
 
 
 def test_a_stream_that_works_has_series_and_one_point_of_rest(
-    context: Context, worker: StatsKeeper, tmp_path: Path
+    context: Context, worker: StatsKeeper, tracking_uri: str
 ) -> None:
-    context.home.bind(f"sqlite:///{tmp_path}/mlflow.db")
+    context.home.bind(tracking_uri)
     context.records.update_deployment("late-stream", model_name="late")
     client = MlflowClient(context.home.tracking_uri)
     series = StreamSeries()

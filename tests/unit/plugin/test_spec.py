@@ -167,9 +167,10 @@ def test_all_wrong_values_are_told_at_once() -> None:
         ({"mode": "batch", "schedule": "tomorrow", "input": "in"}, r"'tomorrow'.*five fields"),
         ({"mode": "batch", "schedule": "61 2 * * *", "input": "in"}, r"'61 2 \* \* \*'"),
         ({"mode": "batch", "query": "SELECT 1"}, r"query needs input="),
+        ({"mode": "batch", "watermark": "id"}, r"watermark needs input="),
         (
             {"mode": "batch", "query": "SELECT 1", "input": "sqlite:///a", "schedule": "0 2 * * *"},
-            r"all of query= every time",
+            r"all of query= every time; name a column that only grows with watermark=",
         ),
     ],
 )

@@ -72,6 +72,37 @@ def test_a_minute_that_is_announced_twice_is_one_task(
     assert (batch.kind, batch.subject, batch.requested_by) == ("batch_run", "nightly", "schedule")
 
 
+def test_runs_neither_overlap_nor_pile_up(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every minute the clock asks for a run that takes longer, and a person asks for one too."""
+    records, home = context.records, str(context.home.path)
+    add(context, "nightly", "batch", input="/data/*.csv", schedule="* * * * *")
+    minute = 0
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime(2024, 5, 1, 12, minute, tzinfo=timezone.utc)
+
+    monkeypatch.setattr(tasks, "datetime", Clock)
+    tasks.enqueue_batch(home, "nightly")
+    running = records.claim(["batch_run"], "daemon")
+    assert running is not None
+    for minute in range(1, 5):  # noqa: B007 - the clock reads it
+        tasks.enqueue_batch(home, "nightly")
+    by_hand = records.enqueue("batch_run", "nightly", {}, "cli")
+    tasks.enqueue_batch(home, "nightly")
+    assert records.claim(["batch_run"], "daemon") is None
+    records.finish(running.id, {})
+    waiting = [task.requested_by for task in records.tasks(status="queued")]
+    assert waiting == ["cli", "schedule"]
+    second = records.claim(["batch_run"], "daemon")
+    assert second is not None and second.id != by_hand
+    assert records.claim(["batch_run"], "daemon") is None
+    minute = 9
+    tasks.enqueue_batch(home, "nightly")
+    assert [task.requested_by for task in records.tasks(status="queued")] == ["schedule", "cli"]
+
+
 def test_a_request_of_a_person_becomes_one_action(context: Context) -> None:
     records = context.records
     asked = records.task(records.enqueue("retrain", "m", {"reason": "I say so"}, "page"))
