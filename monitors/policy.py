@@ -69,6 +69,38 @@ class PolicySpec(Frozen):
     ranking_margin: float = Field(
         0.02, ge=0, le=0.5, description="tolerated loss of AUC against the reference"
     )
+    broken_share: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="share of broken values (lost, infinite, far out of range, unknown categories), beyond what the "
+        "reference has of them, that raises an alarm of quality",
+    )
+    latency_margin: float = Field(
+        0.5,
+        ge=0,
+        description="tolerated slow-down of a deployment against the window before; 0.5 is half as much again",
+    )
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="longest time in the model, per row, that 99 of 100 rows may take"
+    )
+    max_age: Duration | None = Field(
+        None,
+        description="greatest age of the newest event that was answered; without it only batch input that waits for "
+        "longer than two runs of its schedule raises an alarm of freshness",
+    )
+    stale_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of the newest batch answers that would be different now that raises an alarm of relevance",
+    )
+    answer_tolerance: float = Field(
+        0.1,
+        ge=0,
+        description="how far an answer may move and still count as the same: a probability by this, a number by so many "
+        "deviations of the reference's predictions",
+    )
     floor: Annotated[tuple[Floor, ...], BeforeValidator(parse_floor)] = Field(
         (),
         validate_default=True,
