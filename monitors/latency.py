@@ -63,23 +63,23 @@ class LatencyMonitor(Monitor):
     def look(self, look: Look) -> Verdict:
         policy, window = look.policy, look.window
         now = _timed(look.rows)
-        if now.num_rows < policy.min_rows:
-            few = f"{now.num_rows:,} timed rows, fewer than {policy.min_rows:,}: too few to judge"
-            return Verdict(MONITOR, "unknown", few, window, {"rows": now.num_rows})
-        before = _timed(look.read(window.before(), columns=_COLUMNS))
+        few = now.num_rows < policy.min_rows
+        before = now.slice(0, 0) if few else _timed(look.read(window.before(), columns=_COLUMNS))
         paces = _adjusted(list(_paces(now, before, window)))
-        alpha = round(1 - policy.confidence, 9)
-        slow = [pace for pace in paces if pace.is_slow(alpha, policy.latency_margin)]
-        bound = policy.max_latency_ms
-        beyond = [p for p in paces if bound is not None and p.percentile == "p99" and p.now > bound]
-        compared = [pace for pace in paces if np.isfinite(pace.p_value)]
-        status: Status = "alarm" if slow or beyond else "ok" if compared or bound is not None else "unknown"
-        summary = "; ".join(_sentences(paces, slow, beyond, bound, compared))
         metrics: dict[str, float] = {"rows": now.num_rows}
         for name in _PERCENTILES:
-            metrics[f"{name}_ms"] = max(p.now for p in paces if p.percentile == name)
+            metrics |= {f"{name}_ms": max(p.now for p in paces if p.percentile == name)} if paces else {}
+        if few:
+            said = f"{now.num_rows:,} timed rows, fewer than {policy.min_rows:,}: too few to judge"
+            return Verdict(MONITOR, "unknown", said, window, metrics)
+        bound, alpha = policy.max_latency_ms, round(1 - policy.confidence, 9)
+        slow = [pace for pace in paces if pace.is_slow(alpha, policy.latency_margin)]
+        beyond = [p for p in paces if bound is not None and p.percentile == "p99" and p.now > bound]
+        compared = [pace for pace in paces if np.isfinite(pace.p_value)]
         if compared:
             metrics["slower"] = max(pace.slower for pace in compared)
+        status: Status = "alarm" if slow or beyond else "ok" if compared or bound is not None else "unknown"
+        summary = "; ".join(_sentences(paces, slow, beyond, bound, compared))
         return Verdict(
             MONITOR, status, summary, window, metrics, [_row(p, p in slow, p in beyond) for p in paces]
         )

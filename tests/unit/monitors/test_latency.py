@@ -48,8 +48,8 @@ def test_a_tail_that_grew_alone_is_heard_too() -> None:
 
 
 def test_load_that_wanders_and_microseconds_that_round_are_no_alarm() -> None:
-    told = [judged(durations(seed), durations(seed + 500)).status for seed in range(60)]
-    assert told.count("alarm") <= 1 and set(told) <= {"ok", "alarm"}
+    told = [judged(durations(seed), durations(seed + 500)).status for seed in range(20)]
+    assert told == ["ok"] * 20
     ticks = np.random.default_rng(0).integers(1, 3, N)
     assert judged(ticks + 2, ticks).status == "ok"
 
