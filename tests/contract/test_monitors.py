@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,12 @@ def test_whatever_the_rows_hold_there_is_an_answer_that_can_be_kept(
         for row in verdict.evidence
         for cell in row.values()
     )
+
+
+@every_monitor
+def test_it_is_told_in_the_documentation(monitor: Monitor) -> None:
+    page = Path(__file__).parents[2] / "docs" / "monitors.md"
+    assert f"## {monitor.name.capitalize()}\n" in page.read_text()
 
 
 @every_monitor
