@@ -18,6 +18,7 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.training_files import PREDICTION
 
 from .columns import Pair, Unreadable, kind_of, pair
+from .look import Look, Monitor
 from .outcomes import probabilities
 from .reference import FEATURE_PREFIX, Reference
 from .statistics import Comparison, benjamini_hochberg, compare_counts, compare_numbers, compare_shares
@@ -125,6 +126,16 @@ def drift(
     old, new = _sample(reference.table, spec.max_rows), _sample(rows, spec.max_rows)
     columns = _adjusted([*_features(old, new, reference.feature_names), *_predictions(old, new)])
     return _verdict(columns, n, window, spec, _added(rows, reference))
+
+
+class DriftMonitor(Monitor):
+    """See `drift`."""
+
+    name = MONITOR
+    series = (("share", "drift_share"),)
+
+    def look(self, look: Look) -> Verdict:
+        return drift(look.rows, look.reference, look.window, DriftSpec.of(look.policy))
 
 
 def _features(old: pa.Table, new: pa.Table, names: tuple[str, ...]) -> Iterator[ColumnDrift]:

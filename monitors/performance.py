@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from mlflow_flywheel.pipelines.training_files import LABEL
 
 from .floors import Floor
+from .look import Look, Monitor
 from .measures import Measured, measure, quantiles
 from .outcomes import Outcomes, Task, infer_task, outcomes
 from .reference import Reference
@@ -33,6 +34,9 @@ MONITOR = "performance"
 # Fewer labelled reference rows than this are no yardstick.
 _LEAST_REFERENCE = 50
 _SHOWN = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2")
+# What the series of a deployment show of its performance, and of how soon its labels are true.
+_SERIES = ("auc", "log_loss", "brier", "accuracy", "mae", "rmse", "label_delay_hours")
+_LABEL_TIMES = {"label_delay_hours": "label_time", "label_arrival_hours": "received_time"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,16 @@ def performance(
     return Verdict(MONITOR, status, _summary(now, before, checks, sample), window, metrics, evidence)
 
 
+class PerformanceMonitor(Monitor):
+    """See `performance`."""
+
+    name = MONITOR
+    series = tuple((name, name) for name in _SERIES)
+
+    def look(self, look: Look) -> Verdict:
+        return performance(look.rows, look.reference, look.window, PerformanceSpec.of(look.policy))
+
+
 def reference_metrics(reference: Reference) -> dict[str, float]:
     """Return the reference's own metrics: what the version did when it was validated."""
     known = reference.outcomes()
@@ -170,16 +184,19 @@ def _beyond(now: Measured, floor: Floor, confidence: float) -> Iterator[Check]:
 
 
 def _coverage(rows: pa.Table, labelled: pa.Table) -> dict[str, float]:
+    """Return how many rows have a label, and how long after the event it was true and was here: median, and 90%."""
     found: dict[str, float] = {"rows": rows.num_rows, "label_rows": labelled.num_rows}
     if rows.num_rows:
         found["label_coverage"] = labelled.num_rows / rows.num_rows
-    if labelled.num_rows and {"label_time", "event_time"} <= set(labelled.column_names):
-        times = [
-            labelled[n].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-            for n in ("label_time", "event_time")
+    for name, column in _LABEL_TIMES.items():
+        if not labelled.num_rows or not {column, "event_time"} <= set(labelled.column_names):
+            continue
+        moments = [
+            labelled[n].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()) for n in (column, "event_time")
         ]
-        hours = pc.divide(pc.cast(pc.subtract(*times), pa.float64()), 3.6e9).to_numpy()
-        found["label_delay_hours"] = float(np.nanmedian(hours)) if not np.isnan(hours).all() else math.nan
+        hours = pc.divide(pc.cast(pc.subtract(*moments), pa.float64()), 3.6e9).drop_null().to_numpy()
+        if len(hours):
+            found[name], found[f"{name}_p90"] = (float(np.percentile(hours, q)) for q in (50, 90))
     return found
 
 

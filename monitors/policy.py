@@ -17,6 +17,7 @@ from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.times import as_utc
 
+from .all import NAMES
 from .floors import Floor, parse_floor
 from .verdicts import Verdict
 from .windows import Duration, format_duration
@@ -24,12 +25,17 @@ from .windows import Duration, format_duration
 Reason = Literal["performance", "labels", "drift", "schedule"]
 Action = Literal["none", "alert", "retrain"]
 _BREACH_MONITORS: tuple[Reason, ...] = ("performance", "drift")
+_ALL = "all"
 
 
 def _read_list(value: object) -> object:
     return (
         tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
     )
+
+
+def _read_bound(value: object) -> object:
+    return None if value == "" else value
 
 
 class PolicySpec(Frozen):
@@ -40,6 +46,11 @@ class PolicySpec(Frozen):
 
     monitor_schedule: str = Field(
         "0 * * * *", description="when monitors run: a cron line of five fields, UTC"
+    )
+    monitors: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        (_ALL,),
+        description=f"which monitors run: {_ALL}, some of {', '.join(NAMES)}, or all but some, such as "
+        f'"-{NAMES[0]}"',
     )
     window: Duration = Field(timedelta(days=30), description="length of the event-time window they look at")
     min_rows: int = Field(200, ge=2, description="fewest rows (labelled, for performance) for a verdict")
@@ -61,6 +72,38 @@ class PolicySpec(Frozen):
     )
     ranking_margin: float = Field(
         0.02, ge=0, le=0.5, description="tolerated loss of AUC against the reference"
+    )
+    broken_share: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="share of broken values (lost, infinite, far out of range, unknown categories), beyond what the "
+        "reference has of them, that raises an alarm of quality",
+    )
+    latency_margin: float = Field(
+        0.5,
+        ge=0,
+        description="tolerated slow-down of a deployment against the window before; 0.5 is half as much again",
+    )
+    max_latency_ms: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_read_bound)] = Field(
+        None, description="longest time in the model, per row, that 99 of 100 rows may take; empty: no bound"
+    )
+    max_age: Annotated[Duration | None, BeforeValidator(_read_bound)] = Field(
+        None,
+        description="greatest age of the newest event that was answered; empty: no bound, and only batch input that "
+        "waits for longer than two runs of its schedule raises an alarm of freshness",
+    )
+    stale_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of the newest batch answers that would be different now that raises an alarm of relevance",
+    )
+    answer_tolerance: float = Field(
+        0.1,
+        ge=0,
+        description="how far an answer may move and still count as the same: a probability by this, a number by so many "
+        "deviations of the reference's predictions",
     )
     floor: Annotated[tuple[Floor, ...], BeforeValidator(parse_floor)] = Field(
         (),
@@ -107,12 +150,31 @@ class PolicySpec(Frozen):
             raise ValueError(f'{value!r} is not a cron line of five fields, such as "0 * * * *" (every hour)')
         return value
 
-    @field_validator("window", "retrain_every", "budget_period", "training_window")
+    @field_validator("monitors")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
+    def _known_monitors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            bare = name.removeprefix("-")
+            if bare not in NAMES and name != _ALL:
+                raise ValueError(
+                    f"there is no monitor {bare!r}{nearest(bare, NAMES)}; known: {', '.join(NAMES)}, or {_ALL}"
+                )
+        return value
+
+    @field_validator("window", "retrain_every", "budget_period", "training_window", "max_age")
+    @classmethod
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value <= timedelta(0):
             raise ValueError(f'{format_duration(value)!r} must be longer than nothing, such as "30d"')
         return value
+
+    @property
+    def watched_by(self) -> tuple[str, ...]:
+        """The names of the monitors that run, also of those that came after the policy was written."""
+        left_out = {name.removeprefix("-") for name in self.monitors if name.startswith("-")}
+        named = {name for name in self.monitors if not name.startswith("-")}
+        every = _ALL in named or (left_out and not named)
+        return tuple(name for name in NAMES if (every or name in named) and name not in left_out)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> PolicySpec:
@@ -222,7 +284,10 @@ def decide(
 
 
 def _count(state: PolicyState, verdicts: Sequence[Verdict]) -> tuple[dict[str, int], tuple[str, ...]]:
-    breaches, alarms = dict(state.breaches), set(state.in_alarm)
+    """Count alarms in a row; a monitor that is not heard any more (switched off, nothing to ask) starts anew."""
+    heard = {verdict.monitor for verdict in verdicts}
+    breaches = {monitor: n for monitor, n in state.breaches.items() if monitor in heard}
+    alarms = heard & set(state.in_alarm)
     for verdict in verdicts:
         if verdict.status == "alarm":
             breaches[verdict.monitor] = breaches.get(verdict.monitor, 0) + 1

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflow_flywheel.monitors.all import NAMES, monitors
 from mlflow_flywheel.monitors.policy import PolicySpec, PolicyState, decide
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.monitors.windows import last_window
@@ -57,6 +58,13 @@ def test_unknown_neither_breaks_nor_lengthens_a_row_of_alarms():
     assert [d.action for d in decisions] == ["alert", "none", "alert"]
 
 
+def test_a_monitor_that_is_not_heard_any_more_starts_anew():
+    alarm, silent = ({"performance": "alarm"}, 900), ({"drift": "ok"}, 900)
+    decisions, state = run(PolicySpec(consecutive=2), [alarm, silent, alarm])
+    assert [d.action for d in decisions] == ["alert", "none", "alert"]
+    assert state.breaches == {"performance": 1} and state.in_alarm == ("performance",)
+
+
 def test_enough_new_labels_retrain_without_any_alarm():
     decisions, _ = run(
         PolicySpec(new_labels=1000), [({"performance": "ok"}, 999), ({"performance": "ok"}, 1000)]
@@ -101,9 +109,12 @@ def test_state_and_spec_survive_json():
         ({"windw": "3d"}, "did you mean 'window'"),
         ({"window": "3 days"}, "'3 days' is not a duration"),
         ({"window": "0d"}, "longer than nothing"),
+        ({"max_age": "0d"}, "longer than nothing"),
+        ({"max_latency_ms": "-1"}, "greater than 0"),
         ({"floor": "acu>=0.6"}, "'acu' is not a metric"),
         ({"floor": "auc>0.6"}, "is not a bound"),
         ({"retrain_on": "vibes"}, "'performance', 'labels', 'drift'"),
+        ({"monitors": "drift,-performence"}, "no monitor 'performence' (did you mean 'performance'?)"),
         ({"monitor_schedule": "hourly"}, "cron line of five fields"),
         ({"confidence": "2"}, "less than 1"),
     ],
@@ -112,6 +123,30 @@ def test_settings_that_do_not_fit_name_the_setting_and_the_remedy(raw, says):
     with pytest.raises(BadInput) as error:
         PolicySpec.parse(raw)
     assert says in str(error.value) and next(iter(raw)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "watching"),
+    [
+        ("all", NAMES),
+        ("performance,drift", ("drift", "performance")),
+        ("-drift", tuple(name for name in NAMES if name != "drift")),
+        ("all,-drift", tuple(name for name in NAMES if name != "drift")),
+        ("drift,performance,-drift", ("performance",)),
+        ("", ()),
+    ],
+)
+def test_monitors_are_chosen_by_name_or_left_out(asked, watching):
+    spec = PolicySpec.parse({"monitors": asked})
+    assert spec.watched_by == watching
+    assert [monitor.name for monitor in monitors(spec.watched_by)] == list(watching)
+    assert PolicySpec.parse(spec.model_dump(mode="json")) == spec
+
+
+def test_bounds_can_be_taken_away_again():
+    bounded = PolicySpec.parse({"max_age": "36h", "max_latency_ms": "5"})
+    assert (bounded.max_age, bounded.max_latency_ms) == (timedelta(hours=36), 5.0)
+    assert bounded.changed({"max_age": "", "max_latency_ms": ""}) == PolicySpec()
 
 
 def test_every_setting_is_described():
