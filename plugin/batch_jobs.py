@@ -109,7 +109,7 @@ def batch_config(
         model=model,
         variant=BACKFILL if backfill else spec.variant,
         tables=context.home.tables,
-        state_dir=str(batch_folder(context, name) / "state"),
+        state_dir=str(context.home.batch_state(name)),
         job_id=job_id,
         input=source,
         query=query,
@@ -164,7 +164,7 @@ def job_id_of(record: DeploymentRecord, task_id: int) -> str:
 
 def job_file(context: Context, deployment: str, job_id: str) -> Path:
     """Return the file that remembers what a job was first told."""
-    return batch_folder(context, deployment) / "state" / "tasks" / f"{job_id}.json"
+    return context.home.batch_state(deployment) / "tasks" / f"{job_id}.json"
 
 
 def _is_table(place: str) -> bool:

@@ -101,6 +101,10 @@ class Home:
         """The MLflow tracking URI that this home is bound to; None before the first `bind`."""
         return self._memory().get("tracking_uri")
 
+    def batch_state(self, deployment: str) -> Path:
+        """Return where a batch deployment remembers what it has scored."""
+        return self.batch / deployment / "state"
+
     def log_file(self, process: str) -> Path:
         """Return where the supervised process writes its output."""
         return self.logs / f"{process}.log"

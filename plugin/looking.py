@@ -108,8 +108,8 @@ def _deployed(home: Home, records: Records, model: str) -> Iterator[Deployed]:
         if isinstance(spec, BatchSpec):
             if spec.schedule is not None:
                 every = longest_gap(spec.schedule, spec.timezone, record.created)
-            if spec.input is not None and spec.query is None:
-                inputs = partial(_input_state, spec.input, home.batch / record.name / "state")
+            if spec.input is not None and spec.query is None and spec.watermark is None:
+                inputs = partial(_input_state, spec.input, home.batch_state(record.name))
         yield Deployed(record.name, record.mode, record.created, every, inputs)
 
 

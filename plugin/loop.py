@@ -21,7 +21,7 @@ from mlflow_flywheel.monitors.look import Look, Monitor
 from mlflow_flywheel.monitors.performance import MONITOR as PERFORMANCE
 from mlflow_flywheel.monitors.performance import reference_metrics
 from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, decide
-from mlflow_flywheel.monitors.reporting import deployment_run, log_deployment_metrics, log_monitor_run
+from mlflow_flywheel.monitors.reporting import log_monitor_run
 from mlflow_flywheel.monitors.verdicts import Verdict, worst
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
@@ -32,6 +32,7 @@ from .looking import look_at
 from .records import Records
 from .release import AS_OF_TAG, CHAMPION
 from .retraining import run_retraining
+from .series import add_points
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,10 +133,7 @@ def _show(turn: Turn, watching: Sequence[Monitor], html: str | None) -> str:
         own = turn.look.of(deployment.name)
         if own.rows.num_rows == 0:
             continue
-        series = deployment_run(turn.client, turn.model, deployment.name, deployment.mode)
-        if deployment.run_id != series:
-            turn.records.update_deployment(deployment.name, run_id=series)
-        log_deployment_metrics(turn.client, series, _series(turn, watching, own), turn.as_of)
+        add_points(turn.client, turn.records, deployment, _series(turn, watching, own), turn.as_of)
     return run_id
 
 

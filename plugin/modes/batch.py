@@ -92,7 +92,12 @@ class BatchOperations:
 
     def stop(self, context: Context, name: str, forget: BatchSpec | None = None) -> None:
         folder = batch_folder(context, name)
-        for ours in (folder / "state", folder / "asked", folder / "runs", context.home.deployment(name)):
+        for ours in (
+            context.home.batch_state(name),
+            folder / "asked",
+            folder / "runs",
+            context.home.deployment(name),
+        ):
             shutil.rmtree(ours, ignore_errors=True)
 
     def predict(
