@@ -22,12 +22,12 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.log_filters import check_excluded
-from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
+from mlflow_flywheel.pipelines.model import OpenedModel, Scorer, describe, open_model
 from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
 from .answering import Answerer, Chunk
 from .fitting import features_of
-from .flow import ahead, cores, mapped
+from .flow import Ahead, cores, mapped, one_core_for_algebra
 from .inputs import InputFile, find_inputs
 from .outputs import ID_COLUMN, Output
 from .readers import peek, read_chunks
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _READ_AHEAD = 2
+_READ_BEFORE = 128 * 1024 * 1024
 _QUERY_NAME = "query.parquet"
 
 
@@ -191,7 +192,7 @@ class _Job:
 
         config, target = self._config, self._query_file
         assert config.query is not None
-        save_query(config.input, config.query, self._loaded.schema, target)
+        save_query(config.input, config.query, self._model.schema, target)
         (file,) = find_inputs(str(target))
         return replace(file, relative=_QUERY_NAME)
 
@@ -236,10 +237,11 @@ class _Job:
             writer = stack.enter_context(closing(PieceByPiece(logged, sink, self._chunks_per_piece)))
             drop: Drop | None = partial(_dropped, file, rejects) if self._lenient else None
             read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
-            chunks = ahead(_numbered(read if drop is None else _up_to_damage(read, drop)), _READ_AHEAD)
-            stack.enter_context(closing(chunks))
+            numbered = _numbered(read if drop is None else _up_to_damage(read, drop))
+            chunks = stack.enter_context(closing(Ahead(numbered, _READ_AHEAD, _size, _READ_BEFORE)))
             settled = min(logged.settled, sink.settled) - first_piece + 1
             answerer = self._answerer(file, types, settled * self._chunks_per_piece)
+            stack.enter_context(one_core_for_algebra(self._threads))
             answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:
@@ -285,10 +287,15 @@ class _Job:
         return max(1, self._config.commit_rows // self._config.chunk_rows)
 
     @cached_property
+    def _model(self) -> OpenedModel | Scorer:
+        """What the model takes is known before it is loaded, and reading can begin."""
+        model = self._scorer or open_model(self._config.model)
+        check_excluded(self._config.log_exclude, model.schema)
+        return model
+
+    @cached_property
     def _loaded(self) -> Scorer:
-        scorer = self._scorer or load_scorer(self._config.model)
-        check_excluded(self._config.log_exclude, scorer.schema)
-        return scorer
+        return self._model if isinstance(self._model, Scorer) else self._model.load()
 
     @cached_property
     def _core(self) -> ScoringCore:
@@ -300,14 +307,14 @@ class _Job:
     @cached_property
     def _wanted(self) -> Wanted:
         config = self._config
-        return Wanted(self._loaded.schema, config.passthrough, config.id_column, config.timestamp_column)
+        return Wanted(self._model.schema, config.passthrough, config.id_column, config.timestamp_column)
 
     @cached_property
     def _table(self) -> InferenceTable:
         from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
         table = InferenceTable.open(self._config.tables, self._config.model.name)
-        table.ensure(self._loaded.schema, self._loaded.kind)
+        table.ensure(self._model.schema, self._model.kind or self._loaded.kind)
         return table
 
     @cached_property
@@ -325,6 +332,10 @@ def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
     for number, rows in enumerate(chunks):
         yield Chunk(number, first_row, rows)
         first_row += rows.num_rows
+
+
+def _size(chunk: Chunk) -> int:
+    return chunk.rows.nbytes
 
 
 def _up_to_damage(chunks: Iterator[pa.Table], drop: Drop) -> Iterator[pa.Table]:
