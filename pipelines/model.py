@@ -20,7 +20,7 @@ import pyarrow as pa
 from .config import ModelRef
 from .errors import BadInput, ModelError
 from .plain_model import plain_model
-from .positional import without_names
+from .positional import Order, order_for, without_names
 from .schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Scorer:
         input_example: pa.RecordBatch | None,
         kind: str | None,
         raw: Any,
-        takes_matrix: bool = False,
+        matrix: Order | None = None,
     ) -> None:
         self.ref = ref
         self.schema = schema
@@ -70,7 +70,7 @@ class Scorer:
         self.raw_model = raw
         self._call = call
         self._kind = kind
-        self._takes_matrix = takes_matrix
+        self._matrix = matrix
 
     @property
     def kind(self) -> str:
@@ -90,8 +90,8 @@ class Scorer:
         Raises ModelError, with the model's own words, when the model raises or answers another number of rows.
         """
         try:
-            if self._takes_matrix and not params:
-                answer, proba = self._call(self.schema.to_matrix(features), None)
+            if self._matrix is not None and not params:
+                answer, proba = self._call(self.schema.to_matrix(features, self._matrix), None)
             else:
                 answer, proba = self._call(self.schema.to_frame(features), params)
         except Exception as error:
@@ -129,10 +129,10 @@ class OpenedModel:
         """Load it and let it predict its own input example; raises as `load_scorer` says."""
         with _loading(self.ref):
             raw = self._raw()
-        call, classes, takes_matrix = _caller(self._flavors, raw, self._pyfunc, self.schema)
+        call, classes, matrix = _caller(self._flavors, raw, self._pyfunc, self.schema)
 
         def scorer(kind: str | None) -> Scorer:
-            return Scorer(self.ref, self.schema, call, classes, self.example, kind, raw, takes_matrix)
+            return Scorer(self.ref, self.schema, call, classes, self.example, kind, raw, matrix)
 
         if self.example is None:
             return scorer(self.kind)
@@ -186,10 +186,11 @@ _Call = Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]]
 
 def _caller(
     flavors: Mapping[str, Any], raw: Any, pyfunc: Any, schema: FeatureSchema
-) -> tuple[_Call, tuple[str, ...] | None, bool]:
+) -> tuple[_Call, tuple[str, ...] | None, Order | None]:
     """Choose how to call a model: the scikit-learn estimator inside it, or pyfunc itself, which a plain model has not.
 
-    Returns the call, the classes, and whether the call takes a matrix when there are no params.
+    Returns the call, the classes, and the order of the matrix that the call takes when there are no params; None when it
+    takes a frame.
     """
     is_asked = flavors.get("python_function", {}).get("predict_fn", "predict") == "predict"
     estimator = raw if pyfunc is None or (is_asked and hasattr(raw, "predict")) else None
@@ -197,7 +198,7 @@ def _caller(
         return (
             (lambda frame, params: (pyfunc.predict(frame, params=dict(params) if params else None), None)),
             None,
-            False,
+            None,
         )
 
     import sklearn
@@ -218,7 +219,8 @@ def _caller(
             proba = asked.predict_proba(data)
             return (classes[proba.argmax(axis=1)] if fused else asked.predict(data)), proba
 
-    return call, tuple(str(c) for c in classes) if with_proba else None, plain is not None
+    names = tuple(str(c) for c in classes) if with_proba else None
+    return call, names, None if plain is None else order_for(plain)
 
 
 def _predict_is_argmax(estimator: Any) -> bool:

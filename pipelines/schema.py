@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -207,12 +207,14 @@ class FeatureSchema:
         data = {f.name: _pandas_column(f, batch.column(i)) for i, f in enumerate(self.features)}
         return pd.DataFrame(data, copy=False)
 
-    def to_matrix(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray[Any, Any]:
-        """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN."""
+    def to_matrix(
+        self, batch: pa.RecordBatch | pa.Table, order: Literal["C", "F"] = "F"
+    ) -> np.ndarray[Any, Any]:
+        """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN; of a table in NumPy's `order`."""
         if isinstance(batch, pa.RecordBatch):
             whole = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
             return np.asarray(whole, self.one_numpy_type)
-        matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order="F")
+        matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order=order)
         for i in range(len(self.features)):
             at = 0
             for piece in batch.column(i).chunks:  # one by one, as Arrow would put them together only to be copied again
