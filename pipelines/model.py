@@ -152,9 +152,7 @@ def open_model(ref: ModelRef) -> OpenedModel:
             example = None
             if plain.example is not None:
                 example = schema.from_columns(plain.example, len(next(iter(plain.example.values()))))
-            return OpenedModel(
-                ref, schema, _kind_of(plain.outputs), example, plain.flavors, plain.load, None
-            )
+            return OpenedModel(ref, schema, _kind_of(plain.outputs), example, plain.flavors, plain.load, None)
     with _loading(ref):
         import mlflow.pyfunc
 

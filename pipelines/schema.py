@@ -96,7 +96,9 @@ class FeatureSchema:
         return cls.from_inputs(None if inputs is None else inputs.to_dict(), model)
 
     @classmethod
-    def from_inputs(cls, inputs: Sequence[Mapping[str, Any]] | None, model: str = "the model") -> FeatureSchema:
+    def from_inputs(
+        cls, inputs: Sequence[Mapping[str, Any]] | None, model: str = "the model"
+    ) -> FeatureSchema:
         """Build from the inputs of a signature as MLflow writes them: type, name and whether it is required.
 
         Raises BadInput when there are none, or when they are no named, scalar columns.
@@ -217,7 +219,9 @@ class FeatureSchema:
         matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order=order)
         for i in range(len(self.features)):
             at = 0
-            for piece in batch.column(i).chunks:  # one by one, as Arrow would put them together only to be copied again
+            for piece in batch.column(
+                i
+            ).chunks:  # one by one, as Arrow would put them together only to be copied again
                 matrix[at : at + len(piece), i] = piece.to_numpy(zero_copy_only=False)
                 at += len(piece)
         return matrix

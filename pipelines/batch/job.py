@@ -335,7 +335,7 @@ def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
 
 
 def _size(chunk: Chunk) -> int:
-    return chunk.rows.nbytes
+    return int(chunk.rows.nbytes)
 
 
 def _up_to_damage(chunks: Iterator[pa.Table], drop: Drop) -> Iterator[pa.Table]:

@@ -49,6 +49,21 @@ def test_only_so_many_items_are_under_way() -> None:
     assert source.taken < 60
 
 
+def test_before_the_first_is_asked_for_as_much_is_read_as_there_is_room_for() -> None:
+    source, full = Counted(100), threading.Event()
+
+    def size(i: int) -> int:
+        if i == 9:
+            full.set()
+        return 10
+
+    items = Ahead(source, 2, size, 95)
+    assert full.wait(10)
+    items.close()
+    assert source.taken == 10
+    assert list(Ahead(range(50), 2, lambda _: 1, 1000)) == list(range(50))
+
+
 def test_what_came_before_an_error_is_given_and_then_the_error() -> None:
     given: list[int] = []
     with pytest.raises(ValueError, match="unreadable"):
