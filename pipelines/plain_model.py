@@ -103,5 +103,6 @@ def _example(folder: Path, info: Mapping[str, Any] | None) -> Mapping[str, Seque
         return None
     if info.get("params") or (info["type"], info.get("pandas_orient")) != ("dataframe", "split"):
         raise ValueError(info)
-    found = json.loads((folder / info["artifact_path"]).read_bytes())
+    text = (folder / info["artifact_path"]).read_bytes()
+    found = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     return {name: [row[i] for row in found["data"]] for i, name in enumerate(found["columns"])}

@@ -42,14 +42,16 @@ def save(folder: Path, change: Callable[[Any], object] = lambda said: None, requ
     (folder / "MLmodel").write_text(yaml.safe_dump(said))
     (folder / "model.pkl").write_bytes(cloudpickle.dumps({"an": "estimator"}))
     (folder / "requirements.txt").write_text(requirements)
-    (folder / "input_example.json").write_text(json.dumps({"columns": ["x"], "data": [[1.5], [2.5]]}))
+    (folder / "input_example.json").write_text(
+        json.dumps({"columns": ["x"], "data": [[1.5], [float("nan")]]})
+    )
     return folder
 
 
 def test_a_plain_model_is_read(tmp_path: Path) -> None:
     model = plain_model(save(tmp_path, requirements=f"numpy=={version('numpy')}\nscikit-learn\n"))
     assert model is not None
-    assert (model.inputs, model.outputs, model.example) == ([COLUMN], None, {"x": [1.5, 2.5]})
+    assert (model.inputs, model.outputs, model.example) == ([COLUMN], None, {"x": [1.5, None]})
     assert model.load() == {"an": "estimator"}
 
 
