@@ -212,10 +212,11 @@ def _caller(
         if params and pyfunc is not None:
             return pyfunc.predict(data, params=dict(params)), None
         with sklearn.config_context(skip_parameter_validation=True):
+            one = estimator if params else asked  # with params, which mean nothing here, comes a frame
             if not with_proba:
-                return asked.predict(data), None
-            proba = asked.predict_proba(data)
-            return (classes[proba.argmax(axis=1)] if fused else asked.predict(data)), proba
+                return one.predict(data), None
+            proba = one.predict_proba(data)
+            return (classes[proba.argmax(axis=1)] if fused else one.predict(data)), proba
 
     names = tuple(str(c) for c in classes) if with_proba else None
     return call, names, None if plain is None else order_for(plain)
