@@ -8,18 +8,23 @@ about half of its cost per row, and `FeatureSchema` has already made it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from .config import ModelRef
 from .errors import BadInput, ModelError
-from .positional import without_names
+from .plain_model import plain_model
+from .positional import Order, order_for, without_names
 from .schema import FeatureSchema
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Scorer:
         input_example: pa.RecordBatch | None,
         kind: str | None,
         raw: Any,
-        takes_matrix: bool = False,
+        matrix: Order | None = None,
     ) -> None:
         self.ref = ref
         self.schema = schema
@@ -65,7 +70,7 @@ class Scorer:
         self.raw_model = raw
         self._call = call
         self._kind = kind
-        self._takes_matrix = takes_matrix
+        self._matrix = matrix
 
     @property
     def kind(self) -> str:
@@ -85,8 +90,8 @@ class Scorer:
         Raises ModelError, with the model's own words, when the model raises or answers another number of rows.
         """
         try:
-            if self._takes_matrix and not params:
-                answer, proba = self._call(self.schema.to_matrix(features), None)
+            if self._matrix is not None and not params:
+                answer, proba = self._call(self.schema.to_matrix(features, self._matrix), None)
             else:
                 answer, proba = self._call(self.schema.to_frame(features), params)
         except Exception as error:
@@ -104,23 +109,69 @@ def load_scorer(ref: ModelRef) -> Scorer:
 
     Raises ModelError when it cannot be loaded or fails its example, BadInput when its signature cannot be served.
     """
-    import mlflow.pyfunc
+    return open_model(ref).load()
 
-    try:
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model version of which is known what it takes, before the libraries behind it are there."""
+
+    ref: ModelRef
+    schema: FeatureSchema
+    kind: str | None
+    """See `Scorer.kind`; None when only the loaded model can tell."""
+    example: pa.RecordBatch | None
+    _flavors: Mapping[str, Any]
+    _raw: Callable[[], Any]
+    _pyfunc: Any
+
+    def load(self) -> Scorer:
+        """Load it and let it predict its own input example; raises as `load_scorer` says."""
+        with _loading(self.ref):
+            raw = self._raw()
+        call, classes, matrix = _caller(self._flavors, raw, self._pyfunc, self.schema)
+
+        def scorer(kind: str | None) -> Scorer:
+            return Scorer(self.ref, self.schema, call, classes, self.example, kind, raw, matrix)
+
+        if self.example is None:
+            return scorer(self.kind)
+        values = scorer(self.kind).predict(self.example).values
+        return scorer(self.kind or ("string" if pa.types.is_string(values.type) else "double"))
+
+
+def open_model(ref: ModelRef) -> OpenedModel:
+    """Read what a model version takes; one that is no plain scikit-learn model is loaded for that, by MLflow.
+
+    Raises as `load_scorer` says.
+    """
+    plain = plain_model(Path(ref.path))
+    if plain is not None:
+        schema = FeatureSchema.from_inputs(plain.inputs, describe(ref))
+        with suppress(BadInput):  # MLflow understands more examples than JSON that fits
+            example = None
+            if plain.example is not None:
+                example = schema.from_columns(plain.example, len(next(iter(plain.example.values()))))
+            return OpenedModel(ref, schema, _kind_of(plain.outputs), example, plain.flavors, plain.load, None)
+    with _loading(ref):
+        import mlflow.pyfunc
+
         model = mlflow.pyfunc.load_model(ref.path)
+    signature, flavors = model.metadata.signature, model.metadata.flavors
+    schema = FeatureSchema.from_signature(signature, describe(ref))
+    raw = model.get_raw_model() if "sklearn" in flavors else None
+    example = _input_example(model, schema, ref)
+    return OpenedModel(ref, schema, prediction_kind(signature), example, flavors, lambda: raw, model)
+
+
+@contextmanager
+def _loading(ref: ModelRef) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise ModelError(
             f"{describe(ref)} cannot be loaded from {ref.path}: {type(error).__name__}: {error}"
         ) from error
-    schema = FeatureSchema.from_signature(model.metadata.signature, describe(ref))
-    call, classes, raw, takes_matrix = _caller(model, schema)
-    example = _input_example(model, schema, ref)
-    kind = prediction_kind(model.metadata.signature)
-    scorer = Scorer(ref, schema, call, classes, example, kind, raw, takes_matrix)
-    if example is not None:
-        observed = "string" if pa.types.is_string(scorer.predict(example).values.type) else "double"
-        scorer = Scorer(ref, schema, call, classes, example, kind or observed, raw, takes_matrix)
-    return scorer
 
 
 def describe(ref: ModelRef) -> str:
@@ -131,20 +182,21 @@ def describe(ref: ModelRef) -> str:
 _Call = Callable[[Any, Mapping[str, Any] | None], tuple[Any, Any]]
 
 
-def _caller(model: Any, schema: FeatureSchema) -> tuple[_Call, Any, Any, bool]:
-    """Choose how to call a pyfunc model: the scikit-learn estimator inside it, or pyfunc itself.
+def _caller(
+    flavors: Mapping[str, Any], raw: Any, pyfunc: Any, schema: FeatureSchema
+) -> tuple[_Call, tuple[str, ...] | None, Order | None]:
+    """Choose how to call a model: the scikit-learn estimator inside it, or pyfunc itself, which a plain model has not.
 
-    Returns the call, the classes, the model inside, and whether the call takes a matrix when there are no params.
+    Returns the call, the classes, and the order of the matrix that the call takes when there are no params; None when it
+    takes a frame.
     """
-    flavors = model.metadata.flavors
-    raw = model.get_raw_model() if "sklearn" in flavors else None
-    estimator = raw if flavors.get("python_function", {}).get("predict_fn", "predict") == "predict" else None
-    if estimator is None or not hasattr(estimator, "predict"):
+    is_asked = flavors.get("python_function", {}).get("predict_fn", "predict") == "predict"
+    estimator = raw if pyfunc is None or (is_asked and hasattr(raw, "predict")) else None
+    if estimator is None:
         return (
-            (lambda frame, params: (model.predict(frame, params=dict(params) if params else None), None)),
+            (lambda frame, params: (pyfunc.predict(frame, params=dict(params) if params else None), None)),
             None,
-            raw,
-            False,
+            None,
         )
 
     import sklearn
@@ -157,15 +209,17 @@ def _caller(model: Any, schema: FeatureSchema) -> tuple[_Call, Any, Any, bool]:
     asked = estimator if plain is None else plain
 
     def call(data: Any, params: Mapping[str, Any] | None) -> tuple[Any, Any]:
-        if params:
-            return model.predict(data, params=dict(params)), None
+        if params and pyfunc is not None:
+            return pyfunc.predict(data, params=dict(params)), None
         with sklearn.config_context(skip_parameter_validation=True):
+            one = estimator if params else asked  # with params, which mean nothing here, comes a frame
             if not with_proba:
-                return asked.predict(data), None
-            proba = asked.predict_proba(data)
-            return (classes[proba.argmax(axis=1)] if fused else asked.predict(data)), proba
+                return one.predict(data), None
+            proba = one.predict_proba(data)
+            return (classes[proba.argmax(axis=1)] if fused else one.predict(data)), proba
 
-    return call, tuple(str(c) for c in classes) if with_proba else None, raw, plain is not None
+    names = tuple(str(c) for c in classes) if with_proba else None
+    return call, names, None if plain is None else order_for(plain)
 
 
 def _predict_is_argmax(estimator: Any) -> bool:
@@ -182,20 +236,14 @@ def _predict_is_argmax(estimator: Any) -> bool:
 
 def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """Reduce what a model returned to one value per row, and to what JSON shows of it."""
-    import pandas as pd
+    if isinstance(answer, np.ndarray):
+        values = answer
+    else:
+        import pandas as pd
 
-    if isinstance(answer, pd.DataFrame):
-        native = answer.to_dict(orient="records")
-        if "prediction" in answer.columns:
-            return answer["prediction"].to_numpy(), native
-        if answer.shape[1] == 1:
-            return answer.iloc[:, 0].to_numpy(), native
-        if all(pd.api.types.is_numeric_dtype(kind) for kind in answer.dtypes):
-            return answer.to_numpy(dtype=np.float64), native
-        raise ModelError(
-            f"{describe(ref)} answers the columns {list(answer.columns)}; name one of them 'prediction' to serve it"
-        )
-    values = answer.to_numpy() if isinstance(answer, pd.Series) else np.asarray(answer)
+        if isinstance(answer, pd.DataFrame):
+            return _one_column_of_frame(answer, ref)
+        values = answer.to_numpy() if isinstance(answer, pd.Series) else np.asarray(answer)
     native = values.tolist()
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -204,6 +252,21 @@ def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[
             f"{describe(ref)} answers an array of shape {values.shape}; one value per row can be served"
         )
     return values, native
+
+
+def _one_column_of_frame(answer: pd.DataFrame, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any]]:
+    import pandas as pd
+
+    native: list[Any] = answer.to_dict(orient="records")
+    if "prediction" in answer.columns:
+        return answer["prediction"].to_numpy(), native
+    if answer.shape[1] == 1:
+        return answer.iloc[:, 0].to_numpy(), native
+    if all(pd.api.types.is_numeric_dtype(kind) for kind in answer.dtypes):
+        return answer.to_numpy(dtype=np.float64), native
+    raise ModelError(
+        f"{describe(ref)} answers the columns {list(answer.columns)}; name one of them 'prediction' to serve it"
+    )
 
 
 def _to_arrow(values: np.ndarray[Any, Any], kind: str | None) -> pa.Array:
@@ -234,12 +297,16 @@ def _proba_to_arrow(proba: Any) -> pa.Array | None:
 def prediction_kind(signature: Any) -> str | None:
     """Return the type of a prediction that a signature tells, "double" or "string", or None when it tells none."""
     outputs = getattr(signature, "outputs", None)
-    if outputs is None or len(outputs.inputs) != 1:
+    return _kind_of(None if outputs is None else outputs.to_dict())
+
+
+def _kind_of(outputs: Sequence[Mapping[str, Any]] | None) -> str | None:
+    if outputs is None or len(outputs) != 1:
         return None
-    kind = outputs.inputs[0].type
-    if outputs.is_tensor_spec():
-        return "string" if kind.kind in "USO" else "double"
-    return "string" if getattr(kind, "name", "") == "string" else "double"
+    kind = outputs[0]["type"]
+    if kind == "tensor":
+        return "string" if np.dtype(outputs[0]["tensor-spec"]["dtype"]).kind in "USO" else "double"
+    return "string" if kind == "string" else "double"
 
 
 def _input_example(model: Any, schema: FeatureSchema, ref: ModelRef) -> pa.RecordBatch | None:

@@ -1,7 +1,8 @@
 """Parquet files that grow by batches of rows: plain ones, and those of one commit to a partitioned table.
 
 pyarrow tries a dictionary on every column, which triples the cost of columns whose values hardly repeat, as measured
-numbers and ids do: here the first rows tell which columns get one.
+numbers and ids do: here the first rows tell which columns get one. They tell too which columns do not get any smaller,
+and are not compressed: to try costs as much as to write them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,39 @@ from pyarrow import fs
 
 _LOOKED_AT = 4096
 _REPEATED = 0.25
+_CODEC = "snappy"
+_DENSE = 0.95
 _ROW_GROUP = 65_536
 
 
 def open_parquet(where: Any, rows: pa.Table, files: fs.FileSystem | None = None) -> pq.ParquetWriter:
     """Open a Parquet file, by name or as an open file, for rows like these."""
-    return pq.ParquetWriter(where, rows.schema, filesystem=files, use_dictionary=_repeating(rows))
+    repeating = _repeating(rows)
+    codecs: dict[str, str] = dict.fromkeys(_paths(rows.schema), _CODEC)
+    codecs.update(dict.fromkeys(_dense(rows, repeating), "none"))
+    return pq.ParquetWriter(
+        where, rows.schema, filesystem=files, use_dictionary=repeating, compression=codecs
+    )
+
+
+def _paths(schema: pa.Schema) -> list[str]:
+    """Return what Parquet calls the columns, and the leaves of nested ones."""
+    sink = pa.BufferOutputStream()
+    pq.write_metadata(schema, sink)
+    columns = pq.ParquetFile(sink.getvalue()).schema
+    return [columns.column(i).path for i in range(len(columns))]
+
+
+def _dense(rows: pa.Table, repeating: Sequence[str]) -> list[str]:
+    """Return the columns of numbers that compression does not make smaller, as far as the first rows tell."""
+    codec = pa.Codec(_CODEC)
+    dense = []
+    for column in rows.schema:
+        if pa.types.is_floating(column.type) and column.name not in repeating:
+            values = rows[column.name].slice(0, _LOOKED_AT).drop_null().to_numpy()
+            if len(codec.compress(values, asbytes=True)) > _DENSE * values.nbytes:
+                dense.append(column.name)
+    return dense
 
 
 def _repeating(rows: pa.Table) -> list[str]:

@@ -7,7 +7,7 @@ regression's 0.52. An estimator that uses its columns by position answers the sa
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 # their estimators never ask for a column by its name or type
 _MODULES = (
@@ -22,7 +22,9 @@ _MODULES = (
     "sklearn.preprocessing._data",
     "sklearn.svm.",
 )
+_BY_ROWS = "sklearn.ensemble._hist_gradient_boosting."
 _NAMES = "feature_names_in_"
+Order = Literal["C", "F"]
 
 
 def without_names(estimator: Any, names: tuple[str, ...]) -> Any | None:
@@ -34,6 +36,14 @@ def without_names(estimator: Any, names: tuple[str, ...]) -> Any | None:
     if list(getattr(estimator, _NAMES, ())) != list(names):
         return None
     return _nameless(estimator)
+
+
+def order_for(estimator: Any) -> Order:
+    """Return how the numbers of a large matrix should lie for an estimator: by row ("C") or by column ("F").
+
+    Arrow has columns. But histogram boosting goes down its trees row by row: a matrix by columns takes it 20% longer.
+    """
+    return "C" if type(estimator).__module__.startswith(_BY_ROWS) else "F"
 
 
 def _nameless(estimator: Any) -> Any | None:

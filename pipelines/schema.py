@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -91,23 +91,29 @@ class FeatureSchema:
 
     @classmethod
     def from_signature(cls, signature: ModelSignature | None, model: str = "the model") -> FeatureSchema:
-        """Build from an MLflow signature.
+        """Build from an MLflow signature; raises as `from_inputs` does."""
+        inputs = None if signature is None else signature.inputs
+        return cls.from_inputs(None if inputs is None else inputs.to_dict(), model)
 
-        Raises BadInput when there is none, or when it has no named, scalar columns.
+    @classmethod
+    def from_inputs(
+        cls, inputs: Sequence[Mapping[str, Any]] | None, model: str = "the model"
+    ) -> FeatureSchema:
+        """Build from the inputs of a signature as MLflow writes them: type, name and whether it is required.
+
+        Raises BadInput when there are none, or when they are no named, scalar columns.
         """
         remedy = "log it with signature=infer_signature(X, model.predict(X)) where X is a pandas DataFrame"
-        if signature is None or signature.inputs is None:
+        if inputs is None:
             raise BadInput(f"{model} has no signature, so its inputs cannot be checked or logged; {remedy}")
-        if signature.inputs.is_tensor_spec():
+        if inputs and inputs[0]["type"] == "tensor":
             raise BadInput(f"{model} takes a tensor, not named columns; {remedy}")
         features = []
-        for column in signature.inputs:
-            kind = getattr(column.type, "name", str(column.type))
-            if column.name is None or kind not in _SCORING_TYPES:
-                raise BadInput(
-                    f"{model} has the input {column.name!r} of type {kind}, which is no scalar; {remedy}"
-                )
-            features.append(Feature(column.name, kind, column.required))
+        for column in inputs:
+            name, kind = column.get("name"), column["type"]
+            if name is None or kind not in _SCORING_TYPES:
+                raise BadInput(f"{model} has the input {name!r} of type {kind}, which is no scalar; {remedy}")
+            features.append(Feature(name, kind, column.get("required", True)))
         folded: dict[str, str] = {}
         for feature in features:
             twin = folded.setdefault(feature.name.lower(), feature.name)
@@ -203,15 +209,21 @@ class FeatureSchema:
         data = {f.name: _pandas_column(f, batch.column(i)) for i, f in enumerate(self.features)}
         return pd.DataFrame(data, copy=False)
 
-    def to_matrix(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray[Any, Any]:
-        """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN."""
+    def to_matrix(
+        self, batch: pa.RecordBatch | pa.Table, order: Literal["C", "F"] = "F"
+    ) -> np.ndarray[Any, Any]:
+        """Make a matrix of n rows x k features in `one_numpy_type`, missing as NaN; of a table in NumPy's `order`."""
         if isinstance(batch, pa.RecordBatch):
             whole = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
             return np.asarray(whole, self.one_numpy_type)
-        matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order="F")
-        options = _numpy_options(batch)
+        matrix = np.empty((batch.num_rows, len(self.features)), dtype=self.one_numpy_type, order=order)
         for i in range(len(self.features)):
-            matrix[:, i] = batch.column(i).to_numpy(**options)
+            at = 0
+            for piece in batch.column(
+                i
+            ).chunks:  # one by one, as Arrow would put them together only to be copied again
+                matrix[at : at + len(piece), i] = piece.to_numpy(zero_copy_only=False)
+                at += len(piece)
         return matrix
 
     def to_lists(self, batch: pa.RecordBatch | pa.Table) -> list[list[Any]]:

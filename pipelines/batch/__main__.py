@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -14,6 +15,9 @@ from mlflow_flywheel.pipelines.errors import FlywheelError
 from .job import run_batch
 from .outcome import BatchProgress
 
+_OBJECTS_BETWEEN_LOOKS = 100_000
+"""Libraries are many objects that stay: after every 700, as by default, the garbage collector looks for nothing."""
+
 
 def main() -> int:
     """Run the job; exit 1 with one line on stderr when it fails."""
@@ -24,6 +28,7 @@ def main() -> int:
         "--config", required=True, type=Path, metavar="FILE", help="JSON file of a BatchConfig"
     )
     arguments = parser.parse_args()
+    gc.set_threshold(_OBJECTS_BETWEEN_LOOKS)
     try:
         result = run_batch(
             load_config(BatchConfig, arguments.config), progress=_Line() if sys.stderr.isatty() else None
@@ -31,6 +36,8 @@ def main() -> int:
     except FlywheelError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         return 1
+    finally:
+        gc.freeze()  # or Python looks through all of the model's libraries once more before it ends
     print(json.dumps(asdict(result), indent=2))
     return 0
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -27,7 +27,7 @@ from .flow import cores
 from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
-_BLOCK_BYTES = 1024 * 1024
+_BLOCK_BYTES = 512 * 1024
 _LONGEST_LINE = 64 * 1024 * 1024
 _STREAMED_BYTES = 8 * 1024 * 1024
 _CONVERSION = re.compile(
@@ -45,10 +45,10 @@ def read_csv(
     says to read it as text.
     """
     with Location.of(path).read() as stream:
-        header, rest = _header(path, stream)
+        header, start, rest = _header(path, stream)
         wanted.check_names(path, header)
         parser = _Parser(path, wanted, types, drop, header)
-        blocks = _blocks(path, stream, rest)
+        blocks = _blocks(_Place(path, start, 1 if drop else None), stream, rest)
         first = next(blocks, None)
         if first is None:
             yield parser.empty()
@@ -85,21 +85,46 @@ def _side_by_side(
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Whole lines of a file without a quote, and how many lines are above them."""
+class _Place:
+    """Where something begins in a file: how many bytes are above it and, where that was counted, how many lines."""
 
-    data: bytes
-    lines_before: int
+    path: str
+    start: int
+    lines: int | None
+
+    def after(self, data: bytes, end: int) -> _Place:
+        """Return the place behind data that begin here."""
+        lines = None if self.lines is None else self.lines + data.count(b"\n", 0, end)
+        return _Place(self.path, self.start + end, lines)
+
+    @property
+    def lines_before(self) -> int:
+        """Return how many lines are above; a file that fits is never asked, so the file is read again for it."""
+        if self.lines is not None:
+            return self.lines
+        lines, left = 0, self.start
+        with Location.of(self.path).read() as stream:
+            while left and (data := stream.read(min(left, _BLOCK_BYTES))):
+                lines, left = lines + data.count(b"\n"), left - len(data)
+        return lines
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Whole lines of a file, without a quote."""
+
+    data: pa.Buffer
+    place: _Place
 
 
 class _Quoted(io.RawIOBase):
     """The rest of a file, from the line on in which the first quote may be."""
 
-    def __init__(self, begun: bytes, stream: Any, lines_before: int) -> None:
+    def __init__(self, begun: bytes, stream: Any, place: _Place) -> None:
         super().__init__()
         self._begun = begun
         self._stream = stream
-        self.lines_before = lines_before
+        self.place = place
 
     def readable(self) -> bool:
         return True
@@ -142,48 +167,53 @@ class _Parser:
 
     def parse(self, block: _Block) -> pa.Table:
         """Return the block's rows. Raises BadInput or Retype."""
-        read = pacsv.ReadOptions(use_threads=False, block_size=len(block.data) + 1, column_names=self._header)
+        read = pacsv.ReadOptions(use_threads=False, block_size=block.data.size + 1, column_names=self._header)
         try:
-            return pacsv.read_csv(io.BytesIO(block.data), read, *self._options(block.lines_before))
+            source = pa.BufferReader(block.data)
+            return pacsv.read_csv(source, read, *self._options(block.place, quote_char=False))
         except pa.ArrowInvalid as error:
             if str(error).startswith("Empty CSV"):  # nothing but empty lines
                 return self.empty()
-            raise self._complaint(block.lines_before, error) from None
+            raise self._complaint(block.place, error) from None
 
     def stream(self, rest: _Quoted) -> Iterator[pa.Table]:
         """Yield the rows of the rest of a file. Raises BadInput or Retype."""
         read = pacsv.ReadOptions(block_size=_STREAMED_BYTES, column_names=self._header)
         try:
-            reader = pacsv.open_csv(rest, read, *self._options(rest.lines_before))
+            reader = pacsv.open_csv(rest, read, *self._options(rest.place))
             yield reader.schema.empty_table()
             for batch in reader:
                 yield pa.Table.from_batches([batch])
         except pa.ArrowInvalid as error:
-            raise self._complaint(rest.lines_before, error) from None
+            raise self._complaint(rest.place, error) from None
 
-    def _options(self, lines_before: int) -> tuple[pacsv.ParseOptions, pacsv.ConvertOptions]:
+    def _options(
+        self, place: _Place, quote_char: str | Literal[False] = '"'
+    ) -> tuple[pacsv.ParseOptions, pacsv.ConvertOptions]:
         def leave_out(row: Any) -> str:
             if self._drop is None:
                 return "error"
-            line = None if row.number is None else lines_before + row.number
+            line = None if row.number is None else place.lines_before + row.number
             found = f"{row.actual_columns} values: {row.text[:200]}"
             self._drop(line, f"the line must have {row.expected_columns} values, found {found}")
             return "skip"
 
         return (
-            pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
+            pacsv.ParseOptions(
+                quote_char=quote_char, newlines_in_values=bool(quote_char), invalid_row_handler=leave_out
+            ),
             pacsv.ConvertOptions(
                 column_types=self._column_types, include_columns=self._columns, strings_can_be_null=True
             ),
         )
 
-    def _complaint(self, lines_before: int, error: pa.ArrowInvalid) -> Exception:
+    def _complaint(self, place: _Place, error: pa.ArrowInvalid) -> Exception:
         match = _CONVERSION.search(str(error))
         if match is None:
-            moved = _ROW.sub(lambda row: f"Line {lines_before + int(row[1])}", str(error))
+            moved = _ROW.sub(lambda row: f"Line {place.lines_before + int(row[1])}", str(error))
             return unreadable(self._path, "csv", pa.ArrowInvalid(moved))
         name, expected, found = self._columns[int(match[1])], match[3], match[4]
-        where = f" in line {lines_before + int(match[2])}" if match[2] else ""
+        where = f" in line {place.lines_before + int(match[2])}" if match[2] else ""
         complaint = misfit(self._path, name, expected, found + where)
         features = self._wanted.text_types()
         if name in self._wanted.whole_numbers() and name not in self._types:
@@ -194,8 +224,8 @@ class _Parser:
         return Retype({name: pa.string()}, complaint)
 
 
-def _header(path: str, stream: Any) -> tuple[list[str], bytes]:
-    """Return the names of the columns, and what was read beyond them."""
+def _header(path: str, stream: Any) -> tuple[list[str], int, bytes]:
+    """Return the names of the columns, how many bytes they take, and what was read beyond them."""
     lines = _Lines(stream)
     try:
         header = next(csv.reader(lines), None)
@@ -203,7 +233,7 @@ def _header(path: str, stream: Any) -> tuple[list[str], bytes]:
         raise unreadable(path, "csv", error) from None
     if header is None:
         raise BadInput(f"input file {path!r} is empty: a CSV file needs at least its header line")
-    return header, lines.rest
+    return header, lines.read - len(lines.rest), lines.rest
 
 
 class _Lines:
@@ -211,29 +241,34 @@ class _Lines:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.rest = stream.read(_BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+        begun = stream.read(_BLOCK_BYTES)
+        self.read = len(begun)
+        self.rest = begun.removeprefix(b"\xef\xbb\xbf")
 
     def __iter__(self) -> Iterator[str]:
         while self.rest:
             while b"\n" not in self.rest and (more := self._stream.read(_BLOCK_BYTES)):
+                self.read += len(more)
                 self.rest += more
             line, newline, self.rest = self.rest.partition(b"\n")
             yield (line + newline).decode("utf-8")
 
 
-def _blocks(path: str, stream: Any, begun: bytes) -> Iterator[_Block | _Quoted]:
+def _blocks(place: _Place, stream: Any, begun: bytes) -> Iterator[_Block | _Quoted]:
     """Cut what follows the header at line ends, up to the first quote."""
-    rest, lines = begun, 1
+    rest = begun
     while data := rest + stream.read(_BLOCK_BYTES):
         if b'"' in data:
-            yield _Quoted(data, stream, lines)
+            yield _Quoted(data, stream, place)
             return
         cut = data.rfind(b"\n") + 1
         if len(data) == len(rest):
             cut = len(data)  # the last line need not end
         elif not cut and len(data) > _LONGEST_LINE:
-            raise BadInput(f"input file {path!r}: line {lines + 1} is longer than {_LONGEST_LINE} bytes")
+            raise BadInput(
+                f"input file {place.path!r}: line {place.lines_before + 1} is longer than {_LONGEST_LINE} bytes"
+            )
         rest = data[cut:]
         if cut:
-            yield _Block(data[:cut], lines)
-            lines += data.count(b"\n", 0, cut)
+            yield _Block(pa.py_buffer(data).slice(0, cut), place)
+            place = place.after(data, cut)

@@ -7,6 +7,7 @@ closed early waits for what runs and drops what waits.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,14 +25,48 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(items: Iterable[T], n: int) -> Generator[T, None, None]:
-    """Yield the items, while a thread gets the next `n`."""
-    source = iter(items)
-    with _ending(ThreadPoolExecutor(1, "batch-read")) as pool:
-        waiting = deque(pool.submit(next, source, _END) for _ in range(n))
-        while (item := waiting.popleft().result()) is not _END:
-            waiting.append(pool.submit(next, source, _END))
-            yield item
+class Ahead(Iterator[T]):
+    """The items, while a thread gets the next `n`; until the first is asked for, as many as fit in `room` bytes.
+
+    The thread begins at once: what it reads while a model is being loaded costs no time later.
+    """
+
+    def __init__(self, items: Iterable[T], n: int, size: Callable[[T], int], room: int) -> None:
+        self._source = iter(items)
+        self._n = n
+        self._size = size
+        self._room = room
+        self._is_asked = False
+        self._order = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, "batch-read")
+        self._waiting: deque[Future[T]] = deque()
+        self._begin()
+
+    def __next__(self) -> T:
+        self._is_asked = True
+        while len(self._waiting) <= self._n:
+            self._begin()
+        item = self._waiting.popleft().result()
+        if item is _END:
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """Get no more, once what is under way is there."""
+        self._is_asked = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> None:
+        with self._order:
+            self._waiting.append(self._pool.submit(self._get))
+
+    def _get(self) -> T:
+        item = next(self._source, _END)
+        if item is not _END and not self._is_asked:
+            self._room -= self._size(item)
+            if self._room > 0:
+                self._begin()
+        return item
 
 
 def mapped(items: Iterable[T], work: Callable[[T], R], threads: int) -> Generator[R, None, None]:
@@ -92,6 +127,18 @@ def _with_one_core() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, "openmp")
+
+
+@contextmanager
+def one_core_for_algebra(threads: int) -> Iterator[None]:
+    """Keep BLAS to the thread that calls it, where several do: its own threads would spin while they wait.
+
+    The setting is of the process.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1 if threads > 1 else None, "blas"):
+        yield
 
 
 @contextmanager

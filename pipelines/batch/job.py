@@ -22,12 +22,12 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.log_filters import check_excluded
-from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer
+from mlflow_flywheel.pipelines.model import OpenedModel, Scorer, describe, open_model
 from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
 from .answering import Answerer, Chunk
 from .fitting import features_of
-from .flow import ahead, cores, mapped
+from .flow import Ahead, cores, mapped, one_core_for_algebra
 from .inputs import InputFile
 from .intake import Intake
 from .outcome import BatchProgress, BatchResult, Notes
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _READ_AHEAD = 2
+_READ_BEFORE = 128 * 1024 * 1024
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +109,7 @@ class _Job:
     def run(self) -> BatchResult:
         state = self._state
         if not state.is_planned:
-            files, until = self._intake.find(lambda: self._loaded.schema)
+            files, until = self._intake.find(lambda: self._model.schema)
             self._output(files)
             self._check_fit(files)
             state.plan(files, self._intake.since, until)
@@ -174,10 +175,10 @@ class _Job:
             read = read_chunks(file, self._wanted, self._config.chunk_rows, types, drop)
             numbered = _numbered(read if drop is None else _up_to_damage(read, drop))
             taken = Taken(numbered, self._wanted.selection)
-            chunks = ahead(taken, _READ_AHEAD)
-            stack.enter_context(closing(chunks))
+            chunks = stack.enter_context(closing(Ahead(taken, _READ_AHEAD, _size, _READ_BEFORE)))
             settled = min(logged.settled, sink.settled) - first_piece + 1
             answerer = self._answerer(file, types, settled * self._chunks_per_piece)
+            stack.enter_context(one_core_for_algebra(self._threads))
             answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:
@@ -230,10 +231,15 @@ class _Job:
         return max(1, self._config.commit_rows // self._config.chunk_rows)
 
     @cached_property
+    def _model(self) -> OpenedModel | Scorer:
+        """What the model takes is known before it is loaded, and reading can begin."""
+        model = self._scorer or open_model(self._config.model)
+        check_excluded(self._config.log_exclude, model.schema)
+        return model
+
+    @cached_property
     def _loaded(self) -> Scorer:
-        scorer = self._scorer or load_scorer(self._config.model)
-        check_excluded(self._config.log_exclude, scorer.schema)
-        return scorer
+        return self._model if isinstance(self._model, Scorer) else self._model.load()
 
     @cached_property
     def _core(self) -> ScoringCore:
@@ -246,7 +252,7 @@ class _Job:
     def _wanted(self) -> Wanted:
         config = self._config
         return Wanted(
-            self._loaded.schema,
+            self._model.schema,
             config.passthrough,
             config.id_column,
             config.timestamp_column,
@@ -258,7 +264,7 @@ class _Job:
         from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
         table = InferenceTable.open(self._config.tables, self._config.model.name)
-        table.ensure(self._loaded.schema, self._loaded.kind)
+        table.ensure(self._model.schema, self._model.kind or self._loaded.kind)
         return table
 
     @cached_property
@@ -276,6 +282,10 @@ def _numbered(chunks: Iterator[pa.Table]) -> Iterator[Chunk]:
     for number, rows in enumerate(chunks):
         yield Chunk(number, first_row, rows)
         first_row += rows.num_rows
+
+
+def _size(chunk: Chunk) -> int:
+    return int(chunk.rows.nbytes)
 
 
 def _up_to_damage(chunks: Iterator[pa.Table], drop: Drop) -> Iterator[pa.Table]:

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 from support.models import KINDS, ZooModel
 
+from mlflow_flywheel.pipelines import model
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError, NotFound
 from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.plain_model import plain_model
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 
 Zoo = Callable[[str], ZooModel]
@@ -22,11 +24,11 @@ Zoo = Callable[[str], ZooModel]
 def test_the_scorer_answers_what_pyfunc_answers(zoo: Zoo, kind: str) -> None:
     import mlflow.pyfunc
 
-    model = zoo(kind)
-    scorer = load_scorer(model.ref)
-    features = scorer.schema.from_table(pa.Table.from_pandas(model.rows, preserve_index=False))
+    zoo_model = zoo(kind)
+    scorer = load_scorer(zoo_model.ref)
+    features = scorer.schema.from_table(pa.Table.from_pandas(zoo_model.rows, preserve_index=False))
     predictions = scorer.predict(features)
-    expected = mlflow.pyfunc.load_model(model.ref.path).predict(model.rows)
+    expected = mlflow.pyfunc.load_model(zoo_model.ref.path).predict(zoo_model.rows)
     assert predictions.native == np.asarray(expected).tolist()
     assert scorer.kind == ("string" if kind == "multiclass" else "double")
     if kind in ("classifier", "multiclass", "mixed"):
@@ -37,6 +39,24 @@ def test_the_scorer_answers_what_pyfunc_answers(zoo: Zoo, kind: str) -> None:
         assert said == [str(value) for value in predictions.native]
     else:
         assert predictions.proba is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_opened_without_mlflow_is_the_same(
+    zoo: Zoo, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo_model = zoo(kind)
+    assert (plain_model(Path(zoo_model.ref.path)) is None) == (kind == "pyfunc")
+    ours = load_scorer(zoo_model.ref)
+    monkeypatch.setattr(model, "plain_model", lambda folder: None)
+    mlflows = load_scorer(zoo_model.ref)
+    rows = ours.schema.from_table(pa.Table.from_pandas(zoo_model.rows, preserve_index=False))
+    assert ours.schema.features == mlflows.schema.features
+    assert (ours.kind, ours.classes) == (mlflows.kind, mlflows.classes)
+    assert type(ours.raw_model) is type(mlflows.raw_model)
+    assert ours.input_example is not None and ours.input_example.equals(mlflows.input_example)
+    assert ours.predict(rows) == mlflows.predict(rows)
+    assert ours.predict(rows, {"more": 1}).native == mlflows.predict(rows, {"more": 1}).native
 
 
 def test_rows_from_json_score_as_rows_from_a_table(zoo: Zoo) -> None:

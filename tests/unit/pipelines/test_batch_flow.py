@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlflow_flywheel.pipelines.batch.flow import Stage, ahead, mapped
+from mlflow_flywheel.pipelines.batch.flow import Ahead, Stage, mapped
 
 
 class Counted:
@@ -41,7 +41,7 @@ def test_items_keep_their_order_whatever_ends_first() -> None:
 
 def test_only_so_many_items_are_under_way() -> None:
     source = Counted(100)
-    results = mapped(ahead(source, 2), lambda i: i, 3)
+    results = mapped(Ahead(source, 2, lambda _: 1, 1), lambda i: i, 3)
     for done in range(1, 50):
         next(results)
         assert source.taken <= done + 3 + 1 + 2 + 1
@@ -49,10 +49,25 @@ def test_only_so_many_items_are_under_way() -> None:
     assert source.taken < 60
 
 
+def test_before_the_first_is_asked_for_as_much_is_read_as_there_is_room_for() -> None:
+    source, full = Counted(100), threading.Event()
+
+    def size(i: int) -> int:
+        if i == 9:
+            full.set()
+        return 10
+
+    items = Ahead(source, 2, size, 95)
+    assert full.wait(10)
+    items.close()
+    assert source.taken == 10
+    assert list(Ahead(range(50), 2, lambda _: 1, 1000)) == list(range(50))
+
+
 def test_what_came_before_an_error_is_given_and_then_the_error() -> None:
     given: list[int] = []
     with pytest.raises(ValueError, match="unreadable"):
-        given.extend(ahead(Counted(9, fails_at=5), 3))
+        given.extend(Ahead(Counted(9, fails_at=5), 3, lambda _: 1, 1))
     assert given == [0, 1, 2, 3, 4]
 
     def work(i: int) -> int:

@@ -131,6 +131,24 @@ def test_whole_numbers_written_as_floats_fit_an_integer(tmp_path: Path) -> None:
             ALL.features.from_table(read(bad, types=retype.value.types))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_a_line_that_does_not_fit_is_counted_from_the_top_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 64)
+    lines = ["\ufeffx,n,kind", *["1,2,a"] * 200, "", *["1,2,a"] * 50]
+    for wrong, complaint in (("many,2,a", "line 252"), ("1,2", "Line 252")):
+        text = "\n".join([*lines[:251], wrong, *lines[251:]])
+        with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wt") as file:
+            file.write(text)
+        with pytest.raises(BadInput, match=complaint):
+            read(tmp_path / name)
+    dropped: list[int | None] = []
+    (found,) = find_inputs(str(tmp_path / name))
+    list(read_chunks(found, ALL, 1000, None, lambda line, reason: dropped.append(line)))
+    assert dropped == [252]
+
+
 def test_a_column_that_stops_being_a_number_becomes_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

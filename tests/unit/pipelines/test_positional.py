@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from mlflow_flywheel.pipelines.positional import without_names
+from mlflow_flywheel.pipelines.positional import order_for, without_names
 
 NAMES = ("a", "b", "c")
 RNG = np.random.default_rng(3)
@@ -58,3 +58,8 @@ def test_whoever_may_ask_for_a_name_keeps_the_frame(estimator: Any) -> None:
 def test_other_columns_or_none_keep_the_frame() -> None:
     assert without_names(LogisticRegression().fit(FRAME, LABEL), ("a", "c", "b")) is None
     assert without_names(LogisticRegression().fit(FRAME.to_numpy(), LABEL), NAMES) is None
+
+
+def test_histogram_boosting_gets_its_rows_by_row() -> None:
+    assert order_for(HistGradientBoostingClassifier()) == "C"
+    assert order_for(LogisticRegression()) == "F"

@@ -153,7 +153,11 @@ def test_floats_are_the_same_whichever_way_they_take(rows: list[list[Any]]) -> N
     assert [str(column) for column in batch.columns] == [str(column) for column in expected]  # nan is nan
     assert repr(FLOATS.to_lists(batch)) == repr([column.to_pylist() for column in expected])
     table = pa.Table.from_batches([batch])
-    np.testing.assert_array_equal(FLOATS.to_matrix(batch), FLOATS.to_matrix(table))
+    for order in ("C", "F"):
+        several = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+        matrix = FLOATS.to_matrix(several, order)
+        np.testing.assert_array_equal(FLOATS.to_matrix(batch), matrix)
+        assert matrix.flags[f"{order}_CONTIGUOUS"]
     assert repr(FLOATS.to_lists(table)) == repr(FLOATS.to_lists(batch))
 
 
