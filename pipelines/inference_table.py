@@ -150,9 +150,7 @@ class InferenceTable:
 
     def append_feedback(self, rows: pa.Table, transactions: Mapping[str, int]) -> bool:
         """Append rows of feedback; return False when these transactions were committed before."""
-        return self.feedback.append(
-            _conform(rows, self.feedback.schema(), "received_time", "received_date"), transactions
-        )
+        return self.feedback.append(label_rows_for(rows, self.feedback.schema()), transactions)
 
     def read(
         self,
@@ -317,6 +315,11 @@ def _filters(start: datetime | None, end: datetime | None, **equal: str | None) 
 def rows_for(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Give rows of predictions the columns and types of a table's schema; text may be a dictionary."""
     return _conform(rows, schema, "event_time", "event_date")
+
+
+def label_rows_for(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give rows of feedback the columns and types of a table's schema."""
+    return _conform(rows, schema, "received_time", "received_date")
 
 
 def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: str) -> pa.Table:

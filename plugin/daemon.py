@@ -37,6 +37,7 @@ _FOLLOW_SECONDS = 1.0
 _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
 _DISK_SECONDS = 5.0
+_FOLDER_SECONDS = 2.0  # a file that stays the same for so long is complete
 _STATUS_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
 _STOP_SECONDS = 10.0
@@ -50,6 +51,7 @@ class Daemon:
         from mlflow_flywheel.pipelines.committer import Committer
 
         from .background import Repeating, TaskThread, Trouble
+        from .label_folders import FolderWatch
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
@@ -71,6 +73,7 @@ class Daemon:
         self._metrics_url: str | None = None
         self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
+        self._folders = FolderWatch(context.home)
         series = StreamSeries()
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
@@ -78,6 +81,7 @@ class Daemon:
             "schedule": (_SYNC_SECONDS, self._sync),
             "broker": (_BROKER_SECONDS, self.look_after_broker),
             "broker's disk": (_DISK_SECONDS, self.look_at_disk),
+            "label folders": (_FOLDER_SECONDS, self._folders.look),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
         }
         self._repeating = [
@@ -195,6 +199,7 @@ class Daemon:
             "waiting_bytes": waiting_bytes(self._context.home.spool),
             "broker_bytes": self._broker_bytes,
             "metrics": self._metrics_url,
+            "label_folders": self._folders.views(),
             "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
             "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},
             "trouble": self._trouble.current(),

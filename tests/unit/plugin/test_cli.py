@@ -122,6 +122,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
         "tracking_uri": None,
         "metrics": None,
         "broker_disk": None,
+        "label_folders": [],
         "trouble": {},
         "deployments": [],
         "processes": [],
