@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class DeltaLog:
         self.uri = uri
         self._partition_by = partition_by
         self._statistics = statistics
+
+    def pinned(self) -> DeltaLog:
+        """Return the table as it is now, for readers: what is appended later is not seen."""
+        return _PinnedLog(self)
 
     @property
     def exists(self) -> bool:
@@ -190,6 +195,10 @@ class DeltaLog:
             table.load_as_version(version)
         return table.to_pyarrow_dataset()
 
+    def local_files(self) -> list[str]:
+        """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
+        return self._open().file_uris() if self._is_local else []
+
     def version(self) -> int:
         """Return the number of the newest commit."""
         return int(self._open().version())
@@ -221,6 +230,24 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} does not exist yet; deploy the model first") from None
         except (DeltaError, OSError) as error:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
+
+
+class _PinnedLog(DeltaLog):
+    """One snapshot of a table, opened once."""
+
+    def __init__(self, log: DeltaLog) -> None:
+        super().__init__(log.uri, log._partition_by, log._statistics)
+        self._table = log._open()
+
+    def dataset(self, version: int | None = None) -> Any:
+        return self._dataset if version is None else DeltaLog(self.uri).dataset(version)
+
+    def _open(self) -> DeltaTable:
+        return self._table
+
+    @cached_property
+    def _dataset(self) -> Any:
+        return super().dataset()
 
 
 def _sync_names(paths: Iterable[Path]) -> None:

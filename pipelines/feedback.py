@@ -111,9 +111,7 @@ def _label(value: Any, kind: str) -> float | str:
     try:
         label = float(value)
     except (TypeError, ValueError):
-        raise BadInput(
-            f"label must be a number, as the model's predictions are, got {value!r}"
-        ) from None
+        raise BadInput(f"label must be a number, as the model's predictions are, got {value!r}") from None
     if not math.isfinite(label):
         raise BadInput(f"label must be finite, got {value!r}")
     return label

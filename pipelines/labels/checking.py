@@ -170,7 +170,9 @@ def _numbers(column: Any) -> Any:
             numbers = column.cast(pa.float64())
         except pa.ArrowInvalid:
             words = pc.ascii_lower(pc.utf8_trim_whitespace(column))
-            digits = pc.if_else(pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", words))
+            digits = pc.if_else(
+                pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", words)
+            )
             numbers = digits.cast(pa.float64())
     else:
         numbers = column.cast(pa.float64(), safe=False)

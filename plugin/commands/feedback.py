@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="a row that is no label keeps its file out, or is set aside with the reason",
 )
-@click.option("--watch", metavar="FOLDER", help="let the daemon take what arrives in this folder, from now on")
+@click.option(
+    "--watch", metavar="FOLDER", help="let the daemon take what arrives in this folder, from now on"
+)
 @click.option("--stop", is_flag=True, help="with --watch: watch the folder no longer")
 @command
 def feedback(
@@ -81,7 +83,9 @@ def _tell(taken: Taken) -> None:
     if taken.before:
         click.echo(f"{taken.file} was taken before; nothing of it is taken twice")
     if taken.rejected:
-        click.echo(f"{taken.file}: {taken.rejected:,} rows were set aside, for the reasons in {taken.rejects}")
+        click.echo(
+            f"{taken.file}: {taken.rejected:,} rows were set aside, for the reasons in {taken.rejects}"
+        )
 
 
 def _watch(context: Context, as_json: bool, model: str, folder: str, on_error: OnError) -> None:
