@@ -197,7 +197,11 @@ class DeltaLog:
 
     def local_files(self) -> list[str]:
         """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
-        return self._open().file_uris() if self._is_local else []
+        if not self._is_local:
+            return []
+        # delta-rs itself would spell them as URLs
+        paths = pa.table(self._open().get_add_actions(flatten=True)).column("path").to_pylist()
+        return [f"{self.uri}/{path}" for path in paths]
 
     def version(self) -> int:
         """Return the number of the newest commit."""

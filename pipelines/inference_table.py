@@ -98,7 +98,8 @@ class InferenceTable:
     """The two tables of one registered model, under a folder or a URL that delta-rs can write."""
 
     def __init__(self, tables: str, model_name: str) -> None:
-        root = f"{tables.rstrip('/')}/{quote(model_name, safe='@ ')}"
+        # delta-rs would read a % as the beginning of an escaped character
+        root = f"{tables.rstrip('/')}/{quote(model_name, safe='@ ').replace('%', '+')}"
         self.model_name = model_name
         self.predictions = DeltaLog(f"{root}/predictions", "event_date", ("event_time", "model_version"))
         self.feedback = DeltaLog(f"{root}/feedback", "received_date", ("received_time",))
@@ -314,7 +315,7 @@ class InferenceTable:
         files = self.feedback.local_files()
         if files:
             columns = [name for name in self.feedback.schema().names if name != "received_date"]
-            connection.read_parquet(files).select(*columns).create_view("feedback")
+            connection.read_parquet(files, hive_partitioning=False).select(*columns).create_view("feedback")
         else:
             connection.register("feedback", self.feedback.dataset())
 

@@ -59,11 +59,12 @@ def feedback(
 
 
 def _give(context: Context, as_json: bool, model: str, files: tuple[str, ...], on_error: OnError) -> None:
-    from mlflow_flywheel.plugin.labels import find_label_files, give_labels
+    from mlflow_flywheel.plugin.labels import find_label_files, give_labels, labelled_table
 
+    labelled_table(context, model)
+    found = find_label_files(files)
     with _progress() as progress:
         done = (lambda taken: None) if as_json else _tell
-        found = find_label_files(files)
         given = give_labels(context, model, found, skip=on_error == "skip", progress=progress, done=done)
     if as_json:
         print_json({"model": model, **given})
@@ -128,7 +129,8 @@ def _progress() -> Iterator[Callable[[str, int, float | None], None]]:
         TextColumn("{task.fields[rows]:,} labels"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None, rows=0)
 
         def tell(file: str, rows: int, read: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from support.cores import NAME, SCHEMA, DirectLog, tiny_core, tiny_request, tiny_scorer
@@ -84,6 +85,19 @@ def test_the_latest_label_wins_by_either_id_and_waits_for_its_prediction(
     assert {row["prediction_id"]: row["label"] for row in early} == {"a": 0.0, "b": 0.0}
     assert table.counts().labelled == 2
     assert table.unmatched_feedback() == 1
+
+
+@pytest.mark.parametrize("name", ["it's 100% ü", "a+b", "x%20y"])
+def test_odd_names_of_models_and_folders(tmp_path: Path, name: str) -> None:
+    table = InferenceTable.open(str(tmp_path / "ü's folder"), name)
+    table.ensure(SCHEMA, "double")
+    tiny_core(DirectLog(table, "job")).score(tiny_request(2, ["a", "b"], event_times=[DAY] * 2))
+    labels = {"prediction_id": ["a"], "label": [1.0], "label_time": [DAY], "received_time": [DAY]}
+    table.append_feedback(pa.table(labels), {"test": 0})
+    assert table.read(columns=["prediction_id", "label"]).to_pylist() == [
+        {"prediction_id": "a", "label": 1.0},
+        {"prediction_id": "b", "label": None},
+    ]
 
 
 def test_windows_are_half_open_in_event_time(table: InferenceTable) -> None:

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_flywheel.pipelines.batch.inputs import InputFile, find_inputs
-from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.batch.rejects import RejectsFile
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.feedback import check_label
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.labels import taking
 from mlflow_flywheel.pipelines.labels.checking import Checked, LabelCheck
 from mlflow_flywheel.pipelines.labels.reading import Piece, read_labels
 from mlflow_flywheel.pipelines.labels.taking import Taken, take_label_file
@@ -189,9 +189,7 @@ def test_a_table_is_checked_as_its_rows_are_one_by_one(records: list[dict[str, A
     good, bad = [], []
     for i, record in enumerate(records):
         try:
-            label = check_label(
-                {k: v for k, v in record.items() if v is not None and v == v or k == "label"}, kind
-            )
+            label = check_label({name: value for name, value in record.items() if value is not None}, kind)
         except BadInput:
             bad.append(i)
         else:
@@ -254,23 +252,21 @@ def test_a_row_that_is_none_keeps_its_file_out_or_is_set_aside(
     assert aside[0]["record"] == {"prediction_id": "p3", "label": "late"} and aside[0]["file"] == file.path
 
 
-def test_a_try_that_died_leaves_nothing_and_the_next_one_takes_the_file(
+def test_a_try_that_failed_leaves_nothing_and_the_next_one_takes_the_file(
     tmp_path: Path, table: InferenceTable, take: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = file_of(tmp_path / "a.csv", "prediction_id,label\np,1\nq,0\n")
 
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
+    def full(*_: object) -> None:
+        raise Unavailable("the disk is full")
 
-    for place in ("mlflow_flywheel.pipelines.commits.GrowingCommit.commit", "builtins.print"):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, dies)
-            if place == "builtins.print":  # after the commit, before anybody heard of it
-                patch.setattr(taking, "Taken", dies)
-            with pytest.raises(KeyboardInterrupt):
-                take(file)
-        assert len(feedback(table)) == (2 if place == "builtins.print" else 0)
-    assert take(file).before and len(feedback(table)) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(RejectsFile, "finish", full)
+        with pytest.raises(Unavailable):
+            take(file)
+    assert feedback(table) == []
+    assert not list((tmp_path / "tables").rglob("*labels-*"))
+    assert take(file).accepted == 2 and len(feedback(table)) == 2
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken(
