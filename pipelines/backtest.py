@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -152,7 +153,7 @@ def _cuts(start: datetime, end: datetime, event_times: pa.ChunkedArray) -> list[
 def _pieces(table: InferenceTable, cuts: Sequence[datetime], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Read the features between each two times, as they are called in the table."""
     own = ["prediction_id", "deployment", "model_version"]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         rows = table.read(start=start, end=end, columns=[*own, *columns], order_by=None)
         if rows.num_rows:
             yield rows

@@ -153,7 +153,7 @@ class _State:
             if error.retryable:
                 raise
             reason = error.message
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the other files must go on
             _log.exception("label file %s", file.path)
             reason = f"{type(error).__name__}: {error}"
         else:
