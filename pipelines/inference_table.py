@@ -194,8 +194,8 @@ class InferenceTable:
         labels_needed = labelled is not None or wanted is None or bool(set(wanted) & set(LABEL_COLUMNS))
         source = f"SELECT * FROM predictions {where}"
         if labels_needed:
-            source, more = _with_labels(where, parameters, known_before, received_before)
-            parameters = more
+            sources = wanted is None or "label_source" in wanted
+            source, parameters = _with_labels(where, parameters, known_before, received_before, sources)
             if labelled is not None:
                 source = f"SELECT * FROM ({source}) WHERE label IS {'NOT ' if labelled else ''}NULL"
         order = f" ORDER BY {order_by}" if order_by else ""
@@ -274,7 +274,7 @@ class InferenceTable:
         if not again.num_rows:
             return again.append_column("prediction_id", pa.array([], pa.string()))
         asked += " AND client_request_id IN (SELECT unnest(?))"
-        source, parameters = _with_labels(asked, [*parameters, again["client_request_id"].to_pylist()], None)
+        source, parameters = _with_labels(asked, [*parameters, again["client_request_id"].to_pylist()])
         return self._query(
             "SELECT client_request_id, first(prediction_id ORDER BY label_time DESC NULLS LAST, variant <> 'champion', "
             f"event_time, prediction_id) AS prediction_id FROM ({source}) GROUP BY ALL",
@@ -321,7 +321,11 @@ class InferenceTable:
 
 
 def _with_labels(
-    where: str, parameters: list[Any], known_before: datetime | None, received_before: datetime | None = None
+    where: str,
+    parameters: list[Any],
+    known_before: datetime | None = None,
+    received_before: datetime | None = None,
+    sources: bool = False,
 ) -> tuple[str, list[Any]]:
     """Join predictions with the latest label of each; DuckDB compares structs field by field.
 
@@ -332,16 +336,17 @@ def _with_labels(
     extra = [bound for bound in bounds.values() if bound is not None]
     clauses = [f"{column} < ?" for column, bound in bounds.items() if bound is not None]
     known = f"WHERE {' AND '.join(clauses)}" if clauses else ""
+    how = "NOT MATERIALIZED" if where else ""  # what two readings pass over need not be held
     its_ids = "AND prediction_id IN (SELECT answered_id FROM p)" if where else ""
     its_clients = "AND client_request_id IN (SELECT client_request_id FROM p)" if where else ""
-    latest = "max({'t': label_time, 'r': received_time, 'l': label, 's': source}) AS best"
+    latest = f"max({{'t': label_time, 'r': received_time, 'l': label{', s: source' if sources else ''}}}) AS best"
     sql = f"""
         WITH p AS (
             SELECT *, CASE WHEN {_IS_SHADOW} THEN left(prediction_id, -{len(SHADOW_SUFFIX)}) ELSE prediction_id END
                 AS answered_id
             FROM predictions {where}
         ),
-        known AS (SELECT * FROM feedback {known}),
+        known AS {how} (SELECT * FROM feedback {known}),
         by_id AS (
             SELECT prediction_id, {latest} FROM known WHERE prediction_id IS NOT NULL {its_ids} GROUP BY prediction_id
         ),
@@ -355,7 +360,8 @@ def _with_labels(
             LEFT JOIN by_id a ON p.answered_id = a.prediction_id
             LEFT JOIN by_client b ON p.client_request_id = b.client_request_id
         )
-        SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time, best.s AS label_source
+        SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time
+        {', best.s AS label_source' if sources else ''}
         FROM joined"""
     return sql, [*parameters, *extra]
 

@@ -63,9 +63,14 @@ def _give(context: Context, as_json: bool, model: str, files: tuple[str, ...], o
 
     labelled_table(context, model)
     found = find_label_files(files)
-    with _progress() as progress:
-        done = (lambda taken: None) if as_json else _tell
-        given = give_labels(context, model, found, skip=on_error == "skip", progress=progress, done=done)
+    taken: list[Taken] = []
+    try:
+        with _progress() as progress:
+            skip = on_error == "skip"
+            given = give_labels(context, model, found, skip=skip, progress=progress, done=taken.append)
+    finally:
+        for each in taken if not as_json else ():
+            _tell(each)
     if as_json:
         print_json({"model": model, **given})
         return
