@@ -119,7 +119,7 @@ class DeltaLog:
         if table.metadata().partition_columns != ours or table.protocol().min_writer_version > _PLAIN_WRITER:
             return HeldCommit(lambda rows: self.append(rows, {app: version}))
         files: fs.FileSystem = (
-            fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+            self._local_files
             if self._is_local
             else fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
         )
@@ -193,7 +193,9 @@ class DeltaLog:
         table = self._open()
         if version is not None:
             table.load_as_version(version)
-        return table.to_pyarrow_dataset()
+        # Python's file system, which delta-rs would give, asks Arrow's threads for the interpreter's lock: DuckDB opens
+        # scanners while it holds that, and the two wait for each other for ever
+        return table.to_pyarrow_dataset(filesystem=self._local_files if self._is_local else None)
 
     def local_files(self) -> list[str]:
         """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
@@ -226,6 +228,10 @@ class DeltaLog:
     @property
     def _is_local(self) -> bool:
         return "://" not in self.uri
+
+    @property
+    def _local_files(self) -> fs.FileSystem:
+        return fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
 
     def _open(self) -> DeltaTable:
         try:

@@ -339,7 +339,9 @@ def _with_labels(
     how = "NOT MATERIALIZED" if where else ""  # what two readings pass over need not be held
     its_ids = "AND prediction_id IN (SELECT answered_id FROM p)" if where else ""
     its_clients = "AND client_request_id IN (SELECT client_request_id FROM p)" if where else ""
-    latest = f"max({{'t': label_time, 'r': received_time, 'l': label{', s: source' if sources else ''}}}) AS best"
+    latest = (
+        f"max({{'t': label_time, 'r': received_time, 'l': label{', s: source' if sources else ''}}}) AS best"
+    )
     sql = f"""
         WITH p AS (
             SELECT *, CASE WHEN {_IS_SHADOW} THEN left(prediction_id, -{len(SHADOW_SUFFIX)}) ELSE prediction_id END
@@ -361,7 +363,7 @@ def _with_labels(
             LEFT JOIN by_client b ON p.client_request_id = b.client_request_id
         )
         SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time
-        {', best.s AS label_source' if sources else ''}
+        {", best.s AS label_source" if sources else ""}
         FROM joined"""
     return sql, [*parameters, *extra]
 

@@ -100,6 +100,19 @@ def test_odd_names_of_models_and_folders(tmp_path: Path, name: str) -> None:
     ]
 
 
+def test_a_pinned_table_stays_as_it_was(tmp_path: Path, committer: Committer, table: InferenceTable) -> None:
+    tiny_core(DirectLog(table, "job")).score(tiny_request(2, ["a", "b"]))
+    pinned = table.pinned()
+    tiny_core(DirectLog(table, "job", 1)).score(tiny_request(1, ["c"]))
+    _labels(tmp_path, {"prediction_id": "a", "label": 1})
+    committer.commit_once()
+    assert pinned.read(columns=["prediction_id", "label"], order_by="prediction_id").to_pylist() == [
+        {"prediction_id": "a", "label": None},
+        {"prediction_id": "b", "label": None},
+    ]
+    assert (table.counts().rows, table.counts().labelled, table.answered()) == (3, 1, {"tiny-web": 3})
+
+
 def test_windows_are_half_open_in_event_time(table: InferenceTable) -> None:
     times = [DAY + timedelta(hours=12 * i) for i in range(6)]
     tiny_core(DirectLog(table, "job")).score(tiny_request(6, event_times=times))
