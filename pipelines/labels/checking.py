@@ -1,7 +1,7 @@
 """The rows of a label file, each of which is a label or has a reason why it is none.
 
-A whole table is checked column by column. Where that fails it is halved, until the rows that do not fit stand among
-few, which are read one by one as labels from any other door are: the same rules, the same words.
+A whole table is checked column by column. Where that fails it is cut small, and the parts that hold a row that does not
+fit are read row by row as labels from any other door are: the same rules, the same words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
 from .reading import Piece
 
-_FEW = 64
+_FEW = 1024
 _NAIVE = pa.timestamp("us")
 
 
@@ -67,25 +67,25 @@ class LabelCheck:
         """
         misfits = [Misfit(place, reason) for place, reason in piece.refused]
         if isinstance(piece.rows, pa.Table):
-            parts = list(self._halving(piece, piece.rows, 0, received, misfits))
+            parts = list(self._table(piece, piece.rows, 0, received, misfits))
         else:
             parts = [self._one_by_one(piece, piece.rows, 0, received, misfits)]
         misfits.sort(key=lambda misfit: misfit.place)
         return Checked(pa.concat_tables(parts), misfits)
 
-    def _halving(
+    def _table(
         self, piece: Piece, rows: pa.Table, first: int, received: int, misfits: list[Misfit]
     ) -> Iterator[pa.Table]:
         try:
             yield self._columns(rows, received + first)
             return
         except (_Odd, pa.ArrowException):
-            half = rows.num_rows // 2
+            pass
         if rows.num_rows <= _FEW:
             yield self._one_by_one(piece, rows.to_pylist(), first, received, misfits)
             return
-        yield from self._halving(piece, rows.slice(0, half), first, received, misfits)
-        yield from self._halving(piece, rows.slice(half), first + half, received, misfits)
+        for start in range(0, rows.num_rows, _FEW):
+            yield from self._table(piece, rows.slice(start, _FEW), first + start, received, misfits)
 
     def _one_by_one(
         self,

@@ -236,7 +236,7 @@ def test_a_file_is_taken_once_under_whatever_name(
 def test_a_row_that_is_none_keeps_its_file_out_or_is_set_aside(
     tmp_path: Path, table: InferenceTable, take: Callable[..., Taken]
 ) -> None:
-    bad = "".join(f"p{i},{'late' if i in (3, 5, 6, 7) else 1}\n" for i in range(200))
+    bad = "".join(f"p{i},{'late' if i in (3, 5, 6, 2500) else 1}\n" for i in range(3000))
     file = file_of(tmp_path / "a.csv", f"prediction_id,label\n{bad}")
     with pytest.raises(
         BadInput, match=r"line 5: label must .*; line 7: .*\(and 1 more near them\).*--on-error skip"
@@ -245,10 +245,10 @@ def test_a_row_that_is_none_keeps_its_file_out_or_is_set_aside(
     assert feedback(table) == []
     assert not list((tmp_path / "tables").rglob("*labels-*"))
     taken = take(file, skip=True)
-    assert (taken.accepted, taken.rejected) == (196, 4) and len(feedback(table)) == 196
+    assert (taken.accepted, taken.rejected) == (2996, 4) and len(feedback(table)) == 2996
     assert taken.rejects is not None
     aside = [json.loads(line) for line in Path(taken.rejects).read_text().splitlines()]
-    assert [line["line"] for line in aside] == [5, 7, 8, 9]
+    assert [line["line"] for line in aside] == [5, 7, 8, 2502]
     assert aside[0]["record"] == {"prediction_id": "p3", "label": "late"} and aside[0]["file"] == file.path
 
 
