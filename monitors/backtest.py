@@ -155,8 +155,9 @@ def backtest(
     tasks = [_task(candidate.scorer) for candidate in candidates]
     total = _Total(len(candidates))
     periods = []
+    again = table.asked_again(spec.start, spec.end, spec.every)
     for done, window in enumerate(windows):
-        scored = score_period(table, window.start, window.end, candidates, logged)
+        scored = score_period(table, window.start, window.end, candidates, logged, again)
         periods.append(_measure_period(window, scored, candidates, tasks, spec, total))
         progress(done + 1, len(windows))
     model = table.model_name

@@ -33,7 +33,7 @@ section {{ background: var(--card); border: 1px solid var(--line); border-radius
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 18px 34px }}
 .charts h3 {{ font-size: 12.5px; margin: 0 0 4px }}
 svg {{ display: block; width: 100%; height: auto; overflow: visible }} svg text {{ font-size: 11px; fill: var(--soft) }}
-.grid {{ stroke: var(--line) }} .zero {{ stroke: var(--soft) }} .marked {{ fill: var(--mark) }}
+.grid {{ stroke: var(--line) }} .zero {{ stroke: var(--soft) }} .marked {{ fill: var(--mark); shape-rendering: crispEdges }}
 .s0 {{ stroke: var(--first) }} .s1 {{ stroke: var(--second) }} path.line {{ fill: none; stroke-width: 1.8 }}
 circle.s0, .fill0 {{ fill: var(--first) }} circle.s1, .fill1 {{ fill: var(--second) }} .band {{ opacity: .16; stroke: none }}
 .good {{ stroke: var(--good); fill: var(--good) }} .bad {{ stroke: var(--bad); fill: var(--bad) }}

@@ -1,10 +1,10 @@
 """What versions of a model would have answered to the events of the inference table that have a label by now.
 
-One period is read at a time, its features a day at a time: what is kept of a row is its label and the answers.
+One period is read at a time, its features some 50,000 rows at a time: what is kept of a row is its label and the answers.
 
 An event counts once, however often it was logged. Rows of shadows repeat an answered row and are left out; rows that
-carry the same `client_request_id` in one period (two deployments that were asked the same) are one event, whose label
-is the latest of theirs. A feature that was not logged is no missing value: such rows are not scored, with the reason.
+carry the same `client_request_id` (two deployments that were asked the same, or one that was asked again) are one
+event, which is where the row with the latest label of theirs is. A feature that was not logged is no missing value: such rows are not scored, with the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,7 @@ from .training_files import LABEL, PREDICTION, PREDICTION_PROBA
 from .training_window import TrainingWindow
 
 ROW = "row"
-_PIECE = timedelta(days=1)
-_SLICE_ROWS = 50_000
+_PIECE_ROWS = 50_000
 # A feature without any value in so many rows of one deployment was not logged; in fewer it may just be missing.
 _TELLING_ROWS = 50
 _CANNOT_BE_MISSING = ("integer", "long", "boolean")
@@ -81,19 +81,21 @@ def score_period(
     end: datetime,
     candidates: Sequence[Candidate],
     logged: Features,
+    again: pa.Table,
 ) -> ScoredPeriod:
     """Let the candidates answer the labelled events of [start, end).
 
-    `logged` tells the features that the deployments of a version logged; where it answers None the rows must tell.
+    `again` names the events that were asked in other periods too, each with the one row that counts
+    (`InferenceTable.asked_again`). `logged` tells the features that the deployments of a version logged; where it answers None the rows must tell.
     """
     rows = table.read(start=start, end=end, columns=_INDEX, order_by=None)
-    events = _events(rows)
+    events = _events(rows, again)
     labelled = events.filter(pc.is_valid(events[LABEL]))
     columns = _columns(table, candidates)
     filled = table.filled(start, end, columns) if labelled.num_rows else {}
     tries = [_Try(candidate, logged, filled) for candidate in candidates]
     if labelled.num_rows:
-        for piece in _pieces(table, start, end, columns):
+        for piece in _pieces(table, _cuts(start, end, rows["event_time"]), columns):
             at = pc.index_in(piece["prediction_id"], labelled["prediction_id"].combine_chunks())
             chosen = piece.append_column(ROW, at).filter(pc.is_valid(at))
             for attempt in tries:
@@ -106,9 +108,13 @@ def score_period(
     )
 
 
-def _events(rows: pa.Table) -> pa.Table:
+def _events(rows: pa.Table, again: pa.Table) -> pa.Table:
     """Keep one row per event, the one with the latest label, of them the champion's, of them the first."""
     rows = rows.filter(pc.invert(pc.ends_with(rows["prediction_id"], SHADOW_SUFFIX)))
+    if again.num_rows:
+        elsewhere = pc.is_in(rows["client_request_id"], again["client_request_id"].combine_chunks())
+        counts = pc.is_in(rows["prediction_id"], again["prediction_id"].combine_chunks())
+        rows = rows.filter(pc.or_(pc.invert(elsewhere), counts))
     asked = rows["client_request_id"]
     if asked.null_count == len(asked):
         return rows
@@ -135,17 +141,22 @@ def _columns(table: InferenceTable, candidates: Sequence[Candidate]) -> list[str
     return sorted(names & set(table.predictions.schema().names))
 
 
-def _pieces(
-    table: InferenceTable, start: datetime, end: datetime, columns: Sequence[str]
-) -> Iterator[pa.Table]:
-    """Read the features of a span, as they are called in the table, at most a day at a time."""
+def _cuts(start: datetime, end: datetime, event_times: pa.ChunkedArray) -> list[datetime]:
+    """Return times that cut a span into pieces of about as many rows as are read at once."""
+    if len(event_times) <= _PIECE_ROWS:
+        return [start, end]
+    ordered = pc.take(event_times, pc.sort_indices(event_times))
+    between = {ordered[at].as_py() for at in range(_PIECE_ROWS, len(ordered), _PIECE_ROWS)}
+    return [start, *sorted(between - {start}), end]
+
+
+def _pieces(table: InferenceTable, cuts: Sequence[datetime], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Read the features between each two times, as they are called in the table."""
     own = ["prediction_id", "deployment", "model_version"]
-    while start < end:
-        stop = min(start + _PIECE, end)
-        rows = table.read(start=start, end=stop, columns=[*own, *columns], order_by=None)
+    for start, end in pairwise(cuts):
+        rows = table.read(start=start, end=end, columns=[*own, *columns], order_by=None)
         if rows.num_rows:
             yield rows
-        start = stop
 
 
 class _Try:
@@ -204,8 +215,8 @@ class _Try:
             self._unscored["none of its features was logged"] += rows.num_rows
             return
         given = rows.select([FEATURE_PREFIX + name for name in features]).rename_columns(features)
-        for begin in range(0, rows.num_rows, _SLICE_ROWS):
-            self._score(given.slice(begin, _SLICE_ROWS), rows[ROW].slice(begin, _SLICE_ROWS))
+        for begin in range(0, rows.num_rows, _PIECE_ROWS):  # of one moment there may be more
+            self._score(given.slice(begin, _PIECE_ROWS), rows[ROW].slice(begin, _PIECE_ROWS))
 
     def _not_logged(self, feature: Feature, deployment: str, version: str) -> str:
         """Say why a feature has no value in any row of a deployment, or return an empty string when it may have one."""

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class DeltaLog:
         self.uri = uri
         self._partition_by = partition_by
         self._statistics = statistics
+
+    def pinned(self) -> DeltaLog:
+        """Return the table as it is now, for readers: what is appended later is not seen."""
+        return _PinnedLog(self)
 
     @property
     def exists(self) -> bool:
@@ -114,7 +119,7 @@ class DeltaLog:
         if table.metadata().partition_columns != ours or table.protocol().min_writer_version > _PLAIN_WRITER:
             return HeldCommit(lambda rows: self.append(rows, {app: version}))
         files: fs.FileSystem = (
-            fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+            self._local_files
             if self._is_local
             else fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
         )
@@ -188,7 +193,17 @@ class DeltaLog:
         table = self._open()
         if version is not None:
             table.load_as_version(version)
-        return table.to_pyarrow_dataset()
+        # Python's file system, which delta-rs would give, asks Arrow's threads for the interpreter's lock: DuckDB opens
+        # scanners while it holds that, and the two wait for each other for ever
+        return table.to_pyarrow_dataset(filesystem=self._local_files if self._is_local else None)
+
+    def local_files(self) -> list[str]:
+        """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
+        if not self._is_local:
+            return []
+        # delta-rs itself would spell them as URLs
+        paths = pa.table(self._open().get_add_actions(flatten=True)).column("path").to_pylist()
+        return [f"{self.uri}/{path}" for path in paths]
 
     def version(self) -> int:
         """Return the number of the newest commit."""
@@ -214,6 +229,10 @@ class DeltaLog:
     def _is_local(self) -> bool:
         return "://" not in self.uri
 
+    @property
+    def _local_files(self) -> fs.FileSystem:
+        return fs.SubTreeFileSystem(self.uri, fs.LocalFileSystem())
+
     def _open(self) -> DeltaTable:
         try:
             return DeltaTable(self.uri)
@@ -221,6 +240,24 @@ class DeltaLog:
             raise Unavailable(f"table {self.uri!r} does not exist yet; deploy the model first") from None
         except (DeltaError, OSError) as error:
             raise Unavailable(f"table {self.uri!r} cannot be read: {error}") from error
+
+
+class _PinnedLog(DeltaLog):
+    """One snapshot of a table, opened once."""
+
+    def __init__(self, log: DeltaLog) -> None:
+        super().__init__(log.uri, log._partition_by, log._statistics)
+        self._table = log._open()
+
+    def dataset(self, version: int | None = None) -> Any:
+        return self._dataset if version is None else DeltaLog(self.uri).dataset(version)
+
+    def _open(self) -> DeltaTable:
+        return self._table
+
+    @cached_property
+    def _dataset(self) -> Any:
+        return super().dataset()
 
 
 def _sync_names(paths: Iterable[Path]) -> None:

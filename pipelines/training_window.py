@@ -9,12 +9,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .errors import BadInput
 from .lineage import Lineage
 from .schema import TIMESTAMP
-from .times import as_utc
+from .times import as_utc, parse_time
 
 TRAINING_START_TAG = "flywheel.training_start"
 TRAINING_END_TAG = "flywheel.training_end"
+
+
+def window_tags(start: datetime | str, end: datetime | str) -> dict[str, str]:
+    """Return the tags of a version that was trained on what happened from `start` up to `end`.
+
+    Raises BadInput for what is no time, or a window that ends before it starts.
+    """
+    try:
+        first, last = parse_time(start), parse_time(end)
+    except ValueError:
+        raise BadInput(
+            f"training window ({start!r}, {end!r}) does not hold two times; give datetimes or ISO 8601, such as "
+            "('2013-01-01', '2013-02-01')"
+        ) from None
+    if last <= first:
+        raise BadInput(
+            f"training window ({start!r}, {end!r}) ends before it starts; give the earlier time first"
+        )
+    return {TRAINING_START_TAG: first.isoformat(), TRAINING_END_TAG: last.isoformat()}
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def run_backtest(
     """Back-test one registered version, alone or against another of the same model, and log it.
 
     The run holds the result. Raises NotFound for versions that do not exist, BadInput for versions of two models, a
-    model without logged rows, or a span without rows or labels.
+    version against itself, a model without logged rows, or a span without rows or labels.
     """
     from mlflow import MlflowClient
 
@@ -84,9 +84,15 @@ def run_backtest(
             f"--against {request.against!r} is a version of model {resolved[1].name!r}, but {request.uri!r} is one of "
             f"{resolved[0].name!r}: only versions of one model have answered the same events"
         )
+    if len({one.version for one in resolved}) < len(resolved):
+        raise BadInput(
+            f"--against {request.against!r} is version {resolved[0].version} too, the very one that is tested, and would "
+            "differ in nothing; name another version, or leave --against out"
+        )
     client = MlflowClient(context.tracking_uri)
     table = InferenceTable.open(context.home.tables, resolved[0].name)
     spec = _spec(table, request)
+    table = table.pinned()
     versions = table.versions()
     candidates = [
         Candidate(
@@ -118,8 +124,8 @@ def training_window(client: MlflowClient, version: ResolvedModel) -> TrainingWin
         except FlywheelError as error:
             return TrainingWindow(f"its lineage {tags[LINEAGE_TAG]!r} cannot be read ({error.message})")
     return TrainingWindow(
-        f"it was registered without a training window (set the tags {TRAINING_START_TAG} and {TRAINING_END_TAG} of the "
-        "version to ISO 8601 times to have it checked)"
+        f"it was registered without a training window (give register() one, or set the tags {TRAINING_START_TAG} and "
+        f"{TRAINING_END_TAG} of the version to ISO 8601 times, to have it checked)"
     )
 
 

@@ -13,7 +13,7 @@ _COMMANDS = {
     "status": "commands.processes:status",
     "logs": "commands.processes:logs",
     "broker": "commands.brokers:broker",
-    "feedback": "commands.models:feedback",
+    "feedback": "commands.feedback:feedback",
     "monitor": "commands.models:monitor",
     "retrain": "commands.models:retrain",
     "backtest": "commands.backtest:backtest",

@@ -37,6 +37,7 @@ _FOLLOW_SECONDS = 1.0
 _SYNC_SECONDS = 2.0
 _BROKER_SECONDS = 1.0
 _DISK_SECONDS = 5.0
+_FOLDER_SECONDS = 2.0  # a file that stays the same for so long is complete
 _STATUS_SECONDS = 1.0
 _REPORT_SECONDS = 1.0
 _SERIES_SECONDS = 30.0  # as long as the workers' statistics look back
@@ -57,6 +58,7 @@ class Daemon:
         from .background import Repeating, TaskThread, Trouble
         from .batch_reports import report_batch_runs
         from .cost_series import CostSeries
+        from .label_folders import FolderWatch
         from .metering import Meter
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
@@ -79,6 +81,7 @@ class Daemon:
         self._metrics_url: str | None = None
         self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
+        self._folders = FolderWatch(context.home)
         series, costs, meter = StreamSeries(), CostSeries(), Meter(context)
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
@@ -86,6 +89,7 @@ class Daemon:
             "schedule": (_SYNC_SECONDS, self._sync),
             "broker": (_BROKER_SECONDS, self.look_after_broker),
             "broker's disk": (_DISK_SECONDS, self.look_at_disk),
+            "label folders": (_FOLDER_SECONDS, self._folders.look),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
             "meter": (_METER_SECONDS, meter.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
@@ -207,6 +211,7 @@ class Daemon:
             "waiting_bytes": waiting_bytes(self._context.home.spool),
             "broker_bytes": self._broker_bytes,
             "metrics": self._metrics_url,
+            "label_folders": self._folders.views(),
             "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
             "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},
             "trouble": self._trouble.current(),

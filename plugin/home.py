@@ -14,7 +14,7 @@ import re
 import stat
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
@@ -87,6 +87,10 @@ class Home:
         return self.path / "batch"
 
     @property
+    def labels(self) -> Path:
+        return self.path / "labels"
+
+    @property
     def database_url(self) -> str:
         """SQLAlchemy URL of the records."""
         return self._setting("database_url") or f"sqlite:///{self.path / 'flywheel.db'}"
@@ -112,6 +116,10 @@ class Home:
     def deployment(self, name: str) -> Path:
         """Return the folder of one deployment's files."""
         return self.deployments / name
+
+    def label_folder(self, model: str) -> Path:
+        """Return where it is kept what became of a model's label files."""
+        return self.labels / quote(model, safe="@ ")
 
     def config_file(self, deployment: str) -> Path:
         """Return the JSON file that tells a deployment's master what to serve."""

@@ -1,60 +1,73 @@
-"""Labels from a file into a model's inference table, all of them or none."""
+"""Labels from files into a model's inference table, each file whole and once."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from mlflow_flywheel.pipelines.committer import Committer
-from mlflow_flywheel.pipelines.errors import NotFound, Unavailable
-from mlflow_flywheel.pipelines.feedback import FeedbackLog, parse_feedback, read_feedback_file
+from mlflow_flywheel.pipelines.batch.inputs import InputFile, find_inputs
+from mlflow_flywheel.pipelines.errors import NotFound
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.labels import Taken, take_label_file
 
 from .context import Context
 
-_COMMIT_SECONDS = 60.0
-_PAUSE_SECONDS = 0.1
+Told = Callable[[str, int, "float | None"], None]
+"""Told of a file how many of its labels were read, and which share of it."""
 
 
-def give_labels(context: Context, model: str, file: Path, *, source: str) -> dict[str, Any]:
-    """Check every row of a file, keep the labels, and return when they are in the table.
-
-    Returns `accepted`, and of the whole table `rows`, `labelled` and `unmatched`: labels whose prediction is not there.
-    Raises BadInput that names the row, before anything is kept.
-    """
+def labelled_table(context: Context, model: str) -> InferenceTable:
+    """Return the table that a model's labels go to; raises NotFound before the first deployment."""
     table = InferenceTable.open(context.home.tables, model)
     if not table.exists:
         raise NotFound(f"model {model!r} has no inference table yet; deploy it first")
-    number = 0
-    for rows in read_feedback_file(file):
-        for row in rows:
-            parse_feedback(row, table.kind, number)
-            number += 1
-    log = FeedbackLog(context.home.spool, model, table.kind, source=source)
-    try:
-        accepted = sum(log.submit(rows) for rows in read_feedback_file(file))
-    finally:
-        log.close()
-    _commit(context, model, log.slot)
+    return table
+
+
+def find_label_files(names: Sequence[str]) -> list[InputFile]:
+    """Return the files that paths, folders, globs or URLs name; raises NotFound for one that names none."""
+    found = []
+    for name in names:
+        files = find_inputs(name)
+        if not files:
+            raise NotFound(f"{name!r} holds no label file: none ends with .csv, .csv.gz, .parquet or .jsonl")
+        found += files
+    return found
+
+
+def give_labels(
+    context: Context,
+    model: str,
+    files: Sequence[InputFile],
+    *,
+    skip: bool = False,
+    progress: Told = lambda file, rows, read: None,
+    done: Callable[[Taken], None] = lambda taken: None,
+) -> dict[str, Any]:
+    """Take label files one after the other; `done` is told of each that is in the table.
+
+    Returns `accepted`, `rejected` and `files`, and of the whole table `rows`, `labelled` and `unmatched`: labels whose
+    prediction is not there. Raises what `take_label_file` raises for the first file that does not fit; those before it
+    were taken.
+    """
+    table = labelled_table(context, model)
+    folder = context.home.label_folder(model)
+    taken = []
+    for file in files:
+        tell = _tell_of(file, progress)
+        taken.append(take_label_file(table, file, folder, skip=skip, progress=tell))
+        done(taken[-1])
     counts = table.counts()
     return {
-        "accepted": accepted,
+        "accepted": sum(each.accepted for each in taken),
+        "rejected": sum(each.rejected for each in taken),
+        "files": [asdict(each) for each in taken],
         "rows": counts.answered,
         "labelled": counts.labelled,
         "unmatched": table.unmatched_feedback(),
     }
 
 
-def _commit(context: Context, model: str, slot: Path) -> None:
-    """Move the labels into the table; the daemon, which may be at it too, takes turns with this."""
-    committer = Committer(context.home.spool, context.home.tables)
-    deadline = time.monotonic() + _COMMIT_SECONDS
-    while any(slot.glob("*.seg")):
-        if committer.commit_model(model).segments == 0:
-            time.sleep(_PAUSE_SECONDS)
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                f"the labels are kept in {slot}, but could not be moved into the table within "
-                f"{_COMMIT_SECONDS:g} s; 'flywheel logs daemon' says why"
-            )
+def _tell_of(file: InputFile, progress: Told) -> Callable[[int, float | None], None]:
+    return lambda rows, read: progress(file.path, rows, read)

@@ -8,6 +8,7 @@ register(info.model_uri, "flight-late", reference=validation, label="late")
 from __future__ import annotations
 
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from mlflow_flywheel.pipelines.training_files import (
     check_feature_names,
     write_rows,
 )
+from mlflow_flywheel.pipelines.training_window import window_tags
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +43,7 @@ def register(
     alias: str | None = "champion",
     *,
     timestamp: str | None = None,
+    training_window: tuple[datetime | str, datetime | str] | None = None,
     max_rows: int = MAX_ROWS,
     seed: int = 0,
     tracking_uri: str | None = None,
@@ -52,7 +55,8 @@ def register(
     the better drift is told from an old change. At most `max_rows` of them, drawn with `seed`, are kept, with the
     model's own predictions, as an artifact of the model's run. `timestamp` names the column that says when a row
     happened, so that a retraining can leave out what is older than its window; without it the rows count as older than
-    anything that is logged later.
+    anything that is logged later. `training_window` says when the rows happened that the model was trained on, from its
+    start up to, and without, its end (datetimes or ISO 8601; without a zone they are UTC): back-tests mark these.
 
     Everything is checked before anything is made: raises BadInput for a model without signature or input example and
     for rows that do not fit, NotFound for a URI that leads nowhere, ModelError for a model that cannot predict.
@@ -60,6 +64,7 @@ def register(
     from mlflow import MlflowClient
 
     uri = model if isinstance(model, str) else model.model_uri
+    window = {} if training_window is None else window_tags(*training_window)
     client = MlflowClient(tracking_uri)
     resolved = resolve_model(uri, tracking_uri)
     if resolved.model_id is None:
@@ -76,7 +81,7 @@ def register(
         path = Path(folder) / "reference.parquet"
         write_rows(make_reference(scorer, rows, max_rows=max_rows, seed=seed), path)
         reference_uri = log_reference(client, resolved.model_id, name, path)
-    tags = {REFERENCE_TAG: reference_uri, LABEL_TAG: label}
+    tags = {REFERENCE_TAG: reference_uri, LABEL_TAG: label, **window}
     version = add_version(client, resolved, name, tags)
     if alias is not None:
         client.set_registered_model_alias(name, alias, version)

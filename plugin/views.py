@@ -51,4 +51,4 @@ def predictions_of(context: Context, model_name: str) -> dict[str, int]:
     from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
     table = InferenceTable.open(context.home.tables, model_name)
-    return table.counts().by_deployment if table.exists else {}
+    return table.answered() if table.exists else {}

@@ -1,8 +1,7 @@
-"""feedback, monitor, retrain, loop: what a person does about a deployed model."""
+"""monitor, retrain, loop: what a person does about a deployed model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,35 +9,7 @@ import click
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
 
-from .common import command, do_task, find_model, print_json, print_table, time_of, waiting
-
-
-@click.command()
-@click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@command
-def feedback(context: Context, as_json: bool, name: str, file: Path) -> None:
-    """Give the labels in FILE (CSV, Parquet or JSON Lines) to the model of deployment NAME.
-
-    Columns: prediction_id or client_request_id, label, and optionally label_time and source. Nothing is kept when a
-    row does not fit.
-    """
-    from mlflow_flywheel.plugin.labels import give_labels
-
-    model = find_model(context, name)
-    with waiting(f"reading {file}"):
-        given = give_labels(context, model, file, source=f"file:{file.name}")
-    if as_json:
-        print_json({"model": model, **given})
-        return
-    click.echo(
-        f"{given['accepted']:,} labels accepted; {given['labelled']:,} of {given['rows']:,} predictions of {model} "
-        "have a label now"
-    )
-    if given["unmatched"]:
-        click.echo(
-            f"{given['unmatched']:,} labels name ids that no prediction has; they wait in case one comes"
-        )
+from .common import command, do_task, find_model, print_json, print_table, time_of
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -66,6 +67,7 @@ def status(context: Context, as_json: bool) -> None:
     views = deployment_views(context, context.records.deployments())
     processes = context.runner.status()
     daemon = read_status(context.home.path) or {}
+    folders = _label_folders(context, daemon.get("label_folders", []))
     metrics, disk = daemon.get("metrics"), _broker_disk(context, daemon.get("broker_bytes"))
     if as_json:
         print_json(
@@ -74,6 +76,7 @@ def status(context: Context, as_json: bool) -> None:
                 "tracking_uri": context.home.tracking_uri,
                 "metrics": metrics,
                 "broker_disk": disk,
+                "label_folders": folders,
                 "trouble": daemon.get("trouble", {}),
                 "deployments": views,
                 "processes": _processes(processes),
@@ -95,6 +98,9 @@ def status(context: Context, as_json: bool) -> None:
             click.echo(f"{view['name']}: {said}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
+    for folder in folders:
+        for line in _folder(folder):
+            click.echo(line)
     if metrics is not None:
         click.echo(f"Prometheus metrics: {metrics}")
     if disk is not None:
@@ -216,6 +222,28 @@ def _why(run: dict[str, Any]) -> str:
 
 def _moment(text: str | None) -> str:
     return "?" if text is None else f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _label_folders(context: Context, views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the folders that are watched now, with what the daemon says of them where it has looked already."""
+    from mlflow_flywheel.plugin.label_folders import watched_folders
+
+    told = {(view["model"], view["folder"]): view for view in views}
+    return [told.get((each.model, each.folder), asdict(each)) for each in watched_folders(context.home)]
+
+
+def _folder(view: dict[str, Any]) -> Iterator[str]:
+    """Say in words what became of the labels that arrived in a folder."""
+    place = f"labels of {view['model']} from {view['folder']}"
+    if "files" not in view:
+        yield f"{place}: the daemon has not looked yet ('flywheel up' starts it)"
+        return
+    said = f"{view['accepted']:,} labels in {view['files']:,} files"
+    if view["rejected"] or view["files_set_aside"]:
+        said += f"; set aside: {view['rejected']:,} rows and {view['files_set_aside']:,} whole files"
+    yield f"{place}: {said}"
+    for aside in view["set_aside"]:
+        yield f"  {aside['reason'] or aside['file'] + ': rows that were set aside are in ' + aside['rejects']}"
 
 
 def _processes(processes: list[ProcessStatus]) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_flywheel.pipelines.batch.inputs import find_inputs
 from mlflow_flywheel.pipelines.errors import FlywheelError
-from mlflow_flywheel.pipelines.feedback import FeedbackLog, read_feedback_file
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.labels import take_label_file
 from mlflow_flywheel.plugin.context import Context
 
 from .doors import ANSWER_SECONDS, COLUMNS, labels_of
@@ -32,7 +34,6 @@ class BatchDoor:
         self._inbox = inbox
         self._landed = landed
         self._nights: deque[int] = deque()
-        self._feedback = FeedbackLog(context.home.spool, MODEL_NAME, "double", source=name)
         landed.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -55,9 +56,9 @@ class BatchDoor:
 
         file = self._landed / f"{day}.csv"
         pd.DataFrame(list(labels_of(flights))).to_csv(file, index=False)
-        for rows in read_feedback_file(file):
-            self._feedback.submit(rows)
-        self.labelled += len(flights)
+        table = InferenceTable.open(self._context.home.tables, MODEL_NAME)
+        (found,) = find_inputs(str(file))
+        self.labelled += take_label_file(table, found, self._context.home.label_folder(MODEL_NAME)).accepted
 
     def settle(self) -> None:
         while self._nights:
@@ -72,4 +73,4 @@ class BatchDoor:
         self._answered += int(done.result["rows_out"])
 
     def close(self) -> None:
-        self._feedback.close()
+        pass  # nothing was opened

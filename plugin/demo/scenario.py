@@ -151,7 +151,8 @@ def _register(url: str, january: January) -> None:
     with mlflow.start_run(run_name="January"):
         mlflow.log_param("train_rows", january.train_rows)
         info = log_january(january)
-    register(info, MODEL_NAME, january.reference, LABEL, timestamp=EVENT_TIME)
+    window = (midnight(date(YEAR, 1, 1)), midnight(date(YEAR, 2, 1)))
+    register(info, MODEL_NAME, january.reference, LABEL, timestamp=EVENT_TIME, training_window=window)
 
 
 def _deploy(stage: Stage) -> None:

@@ -150,7 +150,7 @@ def test_a_version_that_meets_its_training_rows_says_so(world: World) -> None:
     for tag, moment in (("start", day(7)), ("end", day(14))):
         world.client.set_model_version_tag(MODEL, "1", f"flywheel.training_{tag}", moment.isoformat())
     try:
-        done = world.flywheel("models:/shop/1", "--against", "models:/shop/1", "--json")
+        done = world.flywheel("models:/shop/1", "--json")
     finally:
         for tag in ("start", "end"):
             world.client.delete_model_version_tag(MODEL, "1", f"flywheel.training_{tag}")
@@ -160,7 +160,6 @@ def test_a_version_that_meets_its_training_rows_says_so(world: World) -> None:
     assert said["overall"]["rows"] == 315 and "315 rows in 1 period" in said["leak"]
     trained = world.client.get_metric_history(said["run_id"], "training_rows")
     assert [p.value for p in trained] == [0, 315, 0, 0]
-    assert world.client.get_metric_history(said["run_id"], "difference/auc")[0].value == 0
 
 
 def test_the_report_is_harmless_and_stands_alone(world: World, tmp_path: Path) -> None:
@@ -190,6 +189,7 @@ def test_the_report_is_harmless_and_stands_alone(world: World, tmp_path: Path) -
         (["models:/shop/1", "--from", "2030-01-01"], "ends before it starts"),
         (["models:/shop/9"], "'models:/shop/9' leads nowhere"),
         (["models:/shop/1", "--against", "models:/other/1"], "only versions of one model"),
+        (["models:/shop/1", "--against", "models:/shop@champion"], "is version 1 too"),
         (["models:/other/1"], "has no inference table in this home"),
     ],
 )

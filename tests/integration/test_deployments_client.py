@@ -220,9 +220,37 @@ def test_labels_that_do_not_fit_are_refused_as_a_whole(world: World, tmp_path: P
     said = CliRunner().invoke(
         flywheel, ["feedback", "late-web", str(tmp_path / "bad.csv"), "--home", str(world.home.path)]
     )
-    assert said.exit_code == 1 and said.output.startswith("Error: ") and "row 1" in said.output, said.output
+    assert (
+        said.exit_code == 1
+        and said.output.startswith("Error: ")
+        and "line 3: label is missing" in said.output
+    ), said.output
     after = label(world, tmp_path, {"client_request_id": ["z-0"], "label": [1]})
     assert after["unmatched"] == before["unmatched"]
+
+
+def test_labels_that_arrive_in_a_folder_are_taken_by_the_daemon(world: World, tmp_path: Path) -> None:
+    landed = tmp_path / "landed"
+    landed.mkdir()
+    watched = world.command("feedback", "late-web", "--watch", str(landed))
+    assert watched == {"model": NAME, "folder": str(landed), "on_error": "fail", "watched": True}
+    (landed / "bad.csv").write_text("client_request_id,label\nw-1,1\nw-2,perhaps\n")
+    (landed / "good.csv").write_text("client_request_id,label\nw-1,1\nw-2,0\n")
+
+    def settled() -> dict[str, Any]:
+        (view,) = world.command("status")["label_folders"]
+        return dict(view) if view.get("files") and view["files_set_aside"] else {}
+
+    view = eventually(settled, 60, every=0.5, what="the daemon has looked at both files")
+    assert (view["files"], view["accepted"], view["files_set_aside"]) == (1, 2, 1)
+    (aside,) = view["set_aside"]
+    assert aside["file"] == str(landed / "bad.csv") and "line 3: label must be a number" in aside["reason"]
+    status = CliRunner().invoke(flywheel, ["status", "--home", str(world.home.path)]).output
+    assert (
+        f"labels of {NAME} from {landed}: 2 labels in 1 files; set aside: 0 rows and 1 whole files" in status
+    )
+    world.command("feedback", NAME, "--watch", str(landed), "--stop")
+    assert world.command("status")["label_folders"] == []
 
 
 def test_an_update_under_requests_and_a_deletion_that_leaves_nothing(world: World) -> None:

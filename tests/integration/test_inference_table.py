@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from support.cores import NAME, SCHEMA, DirectLog, tiny_core, tiny_request, tiny_scorer
@@ -87,6 +88,32 @@ def test_the_latest_label_wins_by_either_id_and_waits_for_its_prediction(
     assert table.read(requests=[], columns=["prediction_id"]).num_rows == 0
     assert table.counts().labelled == 2
     assert table.unmatched_feedback() == 1
+
+
+@pytest.mark.parametrize("name", ["it's 100% ü", "a+b", "x%20y"])
+def test_odd_names_of_models_and_folders(tmp_path: Path, name: str) -> None:
+    table = InferenceTable.open(str(tmp_path / "ü's folder"), name)
+    table.ensure(SCHEMA, "double")
+    tiny_core(DirectLog(table, "job")).score(tiny_request(2, ["a", "b"], event_times=[DAY] * 2))
+    labels = {"prediction_id": ["a"], "label": [1.0], "label_time": [DAY], "received_time": [DAY]}
+    table.append_feedback(pa.table(labels), {"test": 0})
+    assert table.read(columns=["prediction_id", "label"]).to_pylist() == [
+        {"prediction_id": "a", "label": 1.0},
+        {"prediction_id": "b", "label": None},
+    ]
+
+
+def test_a_pinned_table_stays_as_it_was(tmp_path: Path, committer: Committer, table: InferenceTable) -> None:
+    tiny_core(DirectLog(table, "job")).score(tiny_request(2, ["a", "b"]))
+    pinned = table.pinned()
+    tiny_core(DirectLog(table, "job", 1)).score(tiny_request(1, ["c"]))
+    _labels(tmp_path, {"prediction_id": "a", "label": 1})
+    committer.commit_once()
+    assert pinned.read(columns=["prediction_id", "label"], order_by="prediction_id").to_pylist() == [
+        {"prediction_id": "a", "label": None},
+        {"prediction_id": "b", "label": None},
+    ]
+    assert (table.counts().rows, table.counts().labelled, table.answered()) == (3, 1, {"tiny-web": 3})
 
 
 def test_windows_are_half_open_in_event_time(table: InferenceTable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import mlflow
@@ -55,8 +56,12 @@ def no_version(name: str) -> bool:
 
 def test_a_version_has_its_reference_its_label_and_the_alias(name: str) -> None:
     info = log()
-    assert register(info, name, REFERENCE, "late", timestamp="when", max_rows=150) == "1"
+    window = ("2013-01-01", datetime(2013, 2, 1, 5, tzinfo=timezone.utc))
+    made = register(info, name, REFERENCE, "late", timestamp="when", training_window=window, max_rows=150)
+    assert made == "1"
     version = MlflowClient().get_model_version_by_alias(name, "champion")
+    assert version.tags["flywheel.training_start"] == "2013-01-01T00:00:00+00:00"
+    assert version.tags["flywheel.training_end"] == "2013-02-01T05:00:00+00:00"
     assert version.tags["flywheel.label"] == "late"
     assert version.tags["flywheel.reference"] == f"runs:/{info.run_id}/flywheel/reference.parquet"
     reference = load_reference(name, "1")
@@ -111,6 +116,8 @@ def test_a_model_that_could_not_be_served_is_refused(name: str, changes: dict[st
         (REFERENCE.assign(late=None), {}, "no row with a label"),
         (REFERENCE.assign(late="yes"), {}, "predicts numbers"),
         (REFERENCE, {"timestamp": "wen"}, "did you mean 'when'"),
+        (REFERENCE, {"training_window": ("January", "2013-02-01")}, "does not hold two times"),
+        (REFERENCE, {"training_window": ("2013-02-01", "2013-01-01")}, "ends before it starts"),
         (REFERENCE.assign(when="soon"), {"timestamp": "when"}, "does not hold times"),
         (REFERENCE, {"label": "a"}, "cannot be its label"),
         (REFERENCE.assign(late=[1, "x"] * 100), {}, "mixed types"),

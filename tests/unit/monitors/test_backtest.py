@@ -135,6 +135,20 @@ def test_an_event_counts_once_however_often_it_was_logged(logged):
     assert period.sides[0].scored == 105
 
 
+def test_an_event_that_is_asked_again_later_counts_where_its_latest_label_is(logged):
+    a, y = binary(100)
+    clients = [f"order {i}" for i in range(100)]
+    logged.log({"a": a}, list(y), spread(100, 7), clients=clients)
+    # Ten are asked again in the next period and hear another label, ten more do not.
+    logged.log({"a": a[:10]}, list(1 - y[:10]), spread(10, 7, first=7), clients=clients[:10])
+    logged.log({"a": a[10:20]}, None, spread(10, 7, first=7), clients=clients[10:20])
+    one = candidate(logistic(), "a", classes=("0", "1"))
+    first, second = backtest(logged.table, [one], spec(min_rows=5), unknown).periods
+    assert [(p.events, p.repeated, p.labelled) for p in (first, second)] == [(90, 10, 90), (10, 10, 10)]
+    proba = 1 / (1 + np.exp(-a[:10]))
+    assert second.sides[0].metrics["log_loss"].value == pytest.approx(sk.log_loss(1 - y[:10], proba))
+
+
 def test_rows_that_lack_a_feature_are_not_scored_and_the_reason_is_said(logged):
     a, y = binary(200)
     logged.log({"a": a}, list(y), spread(200, 7), version="1")

@@ -128,6 +128,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
         "tracking_uri": None,
         "metrics": None,
         "broker_disk": None,
+        "label_folders": [],
         "trouble": {},
         "deployments": [],
         "processes": [],
@@ -177,6 +178,8 @@ def test_down_of_a_home_where_nothing_runs() -> None:
         ),
         ("feedback late-wbe labels.csv", r"did you mean 'late-web'"),
         ("feedback late-web labels.csv", r"model 'flight-late' has no inference table yet; deploy it first"),
+        ("feedback late-web --watch nowhere", r"model 'flight-late' has no inference table yet"),
+        ("feedback late-web --watch nowhere --stop", r"'.*nowhere' is not watched .*; watched: none"),
         ("loop show late-wbe", r"did you mean 'late-web'"),
         ("loop set late-web coldown=7d", r"'coldown' \(did you mean 'cooldown'\?\); known: "),
         ("loop set late-web cooldown=soon", r"cooldown='soon'"),
@@ -186,6 +189,11 @@ def test_down_of_a_home_where_nothing_runs() -> None:
 def test_what_goes_wrong_is_one_line(home: Home, command: str, said: str) -> None:
     deploy(home, "late-web")
     assert re.search(said, complaint(*command.split()))
+
+
+@pytest.mark.parametrize("options", ["", "labels.csv --watch folder", "labels.csv --stop"])
+def test_labels_come_from_files_or_from_a_folder(options: str) -> None:
+    assert "give FILEs, or --watch FOLDER" in complaint("feedback", "late-web", *options.split(), code=2)
 
 
 def test_a_log_that_is_empty_and_one_with_lines(home: Home) -> None:
