@@ -22,6 +22,7 @@ _COMMANDS = {
     "scale": "commands.streams:scale",
     "replay": "commands.streams:replay",
     "dlq": "commands.streams:dlq",
+    "adjust": "commands.adjust:adjust",
     "demo": "demo.command:demo",
 }
 
