@@ -19,12 +19,12 @@ from mlflow_flywheel.pipelines.model import Predictions
 
 from .rows import Floats, Sample
 
-# Errors beyond so many spreads count as absolute ones when it is judged whether an adjustment helps (Huber 1964): the
-# squares of a few would outweigh all others.
-_HUBER_SPREADS = 1.5
-_NORMAL_TAIL = (
-    1.2815515655446004  # a normal distribution has a tenth of its mass beyond so many standard deviations
-)
+# When it is judged whether an adjustment helps, errors beyond so many times their usual size count as absolute ones
+# (Huber 1964): the squares of a few would outweigh all others.
+_HUBER_SIZES = 1.5
+# A normal distribution has a tenth of its mass beyond so many standard deviations on one side, and this share within.
+_NORMAL_TAIL = 1.2815515655446004
+_NORMAL_SIZES = 0.8
 
 
 class Outputs(Protocol):
@@ -73,8 +73,11 @@ class Numbers:
 
     def gains(self, sample: Sample) -> Floats:
         before, after = (sample.truths - matrix[:, 0] for matrix in (sample.raw, sample.proposals))
-        threshold = _HUBER_SPREADS * spread(before)
-        return huber(before, threshold) - huber(after, threshold)
+        unit = _HUBER_SIZES * float(np.quantile(np.abs(before), _NORMAL_SIZES)) / _NORMAL_TAIL
+        if unit == 0:  # hardly any error: there is nothing to gain
+            return np.zeros_like(before)
+        with np.errstate(over="ignore", invalid="ignore"):  # labels may be absurd
+            return huber(before / unit) - huber(after / unit)
 
     def limit(self, truths: Floats, bound: float) -> float:
         return bound * spread(truths)
@@ -146,10 +149,11 @@ def spread(values: Floats) -> float:
     return float(high - low) / (2 * _NORMAL_TAIL)
 
 
-def huber(errors: Floats, threshold: float) -> Floats:
-    """Return half of the squares of errors, beyond the threshold growing like their size."""
+def huber(errors: Floats) -> Floats:
+    """Return half of the squares of errors, which beyond 1 grow like their size only."""
     size = np.abs(errors)
-    return np.where(size <= threshold, size * size / 2, threshold * (size - threshold / 2))
+    squared = np.minimum(size, 1.0)
+    return squared * (size - squared / 2)
 
 
 def logarithms(probabilities: Floats) -> Floats:

@@ -28,7 +28,7 @@ class Trust(NamedTuple):
     def judged(self, gains: Floats) -> Trust:
         """Judge by how much better than the model each of the newest proposals was, in the order of the answers."""
         recent = gains[-ROWS:]
-        if len(recent) < LEAST_ROWS:
+        if len(recent) < LEAST_ROWS or not np.isfinite(recent).all():
             return Trust()
         mean, error = float(recent.mean()), float(recent.std(ddof=1)) / math.sqrt(len(recent))
         evidence = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0

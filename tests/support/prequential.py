@@ -29,6 +29,7 @@ _WEIGHTS = np.array([1.0, -0.7, 0.5])
 _OTHER_WEIGHTS = np.array([-0.2, -0.7, 1.2])
 DRIFTS: dict[str, Callable[[Floats], Floats]] = {
     "stationary": lambda t: 0 * t,
+    "outdated": lambda t: 1.5 + 0 * t,  # the model was wrong before the stream began
     "abrupt": lambda t: 1.0 * (t > 0.4),
     "gradual": lambda t: 1.5 * t,
     "recurring": lambda t: np.sin(4 * np.pi * t),
