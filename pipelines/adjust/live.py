@@ -40,11 +40,7 @@ class LiveAdjustment:
         self._state = state
         self._journal = journal
         self._lock = threading.Lock()
-        known = False
-        for entry in journal.read():
-            state.replay(entry)
-            known = True
-        if not known:
+        if not self._replayed():
             state.begin_anew(_new_epoch(), utc_now())
         journal.begin(state.dump())
 
@@ -98,6 +94,20 @@ class LiveAdjustment:
         with self._lock:
             self._journal.close()
 
+    def _replayed(self) -> bool:
+        """Bring the state to where the journal says it was; False when that says nothing that can be read."""
+        known = False
+        try:
+            for entry in self._journal.read():
+                self._state.replay(entry)
+                known = True
+        except Exception as error:  # noqa: BLE001 - another release wrote it, or its estimator
+            _log.warning(
+                "the adjustment begins anew, its journal cannot be read: %s: %s", type(error).__name__, error
+            )
+            return False
+        return known
+
     def _rows(
         self, scored: ScoredBatch, raw: Floats, proposals: Floats, again: Mapping[int, Answered]
     ) -> list[Answered]:
@@ -110,9 +120,11 @@ class LiveAdjustment:
             features = list(zip(*scored.schema.to_lists(request.features), strict=True))
         adjustment = state.id
         fresh = [i for i in np.flatnonzero(np.isfinite(raw).all(axis=1)).tolist() if i not in again]
-        said, proposed, ids = raw.tolist(), proposals.tolist(), scored.prediction_ids
+        said = list(map(tuple, raw.tolist()))
+        proposed = said if proposals is raw else list(map(tuple, proposals.tolist()))
+        ids = scored.prediction_ids
         return [
-            Answered(number, ids[i], names[i], tuple(said[i]), tuple(proposed[i]), adjustment, features[i])
+            Answered(number, ids[i], names[i], said[i], proposed[i], adjustment, features[i])
             for number, i in zip(state.numbered(len(fresh)), fresh, strict=True)
         ]
 

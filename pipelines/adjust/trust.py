@@ -16,7 +16,7 @@ from .rows import Floats
 ROWS = 200
 LEAST_ROWS = 50
 OPENS_AT = 2.0  # standard errors
-CLOSES_AT = 0.0
+CLOSES_AT = 1.0
 
 
 class Trust(NamedTuple):
@@ -33,4 +33,4 @@ class Trust(NamedTuple):
         mean, error = float(recent.mean()), float(recent.std(ddof=1)) / math.sqrt(len(recent))
         evidence = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
         evidence = float(np.clip(evidence, -99.0, 99.0))
-        return Trust(evidence >= (CLOSES_AT if self.open else OPENS_AT) and evidence > 0, evidence)
+        return Trust(evidence >= (CLOSES_AT if self.open else OPENS_AT), evidence)

@@ -11,6 +11,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.stream.adjusting import reset_file
 from mlflow_flywheel.pipelines.stream.stats import read_stats
+from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
 
 from .common import command, print_json, print_table, waiting
@@ -35,7 +36,7 @@ def adjust_status(context: Context, as_json: bool, name: str) -> None:
     known = None if stats is None else stats.adjustment
     if as_json:
         print_json({"deployment": name, "adjustment": None if known is None else _plain(known)})
-    elif known is None:
+    elif stats is None or known is None:
         click.echo(f"{name} has said nothing of its adjustment yet; 'flywheel status' shows whether it works")
     else:
         rows = [
@@ -59,6 +60,10 @@ def adjust_status(context: Context, as_json: bool, name: str) -> None:
             ),
         ]
         print_table(f"Adjustment of {name}: {known.method}", ["", ""], rows)
+        if not stats.is_current(utc_now()):
+            click.echo(
+                f"that was at {stats.updated.isoformat(timespec='seconds')}; its worker is silent since"
+            )
 
 
 @adjust.command("reset")

@@ -115,8 +115,7 @@ def regression(drift: str, seed: int, rows: int = ROWS) -> Stream:
     rng = np.random.default_rng(seed)
     x, shift, weights = _moving(drift, rng, rows)
     y = (x * weights).sum(axis=1) + shift + rng.normal(size=len(x))
-    model = make_pipeline(StandardScaler(), SGDRegressor(random_state=seed))
-    return _stream(model, x, y, None)
+    return _stream(SGDRegressor(random_state=seed), x, y, None)
 
 
 def classification(drift: str, seed: int, rows: int = ROWS) -> Stream:

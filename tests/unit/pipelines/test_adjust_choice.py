@@ -111,12 +111,12 @@ def test_a_number_is_put_where_the_model_has_one() -> None:
 def test_trust_needs_evidence_and_ends_with_it() -> None:
     noise = np.random.default_rng(1).normal(size=ROWS)
     noise -= noise.mean()
-    better, a_little, worse = noise + 0.3, noise + 0.05, noise - 0.1
+    better, a_little, worse = noise + 0.3, noise + 0.1, noise + 0.05
     assert not Trust().judged(better[: LEAST_ROWS - 1]).open
     trusted = Trust().judged(better)
     assert trusted.open and trusted.evidence > 2
     assert not Trust().judged(a_little).open
-    assert trusted.judged(a_little).open  # it goes on while there is no evidence against it
+    assert trusted.judged(a_little).open  # it goes on while it is better at all
     assert not trusted.judged(worse).open
     assert not Trust().judged(np.zeros(ROWS)).open
     assert not trusted.judged(np.zeros(ROWS)).open

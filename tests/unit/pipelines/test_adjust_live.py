@@ -132,6 +132,15 @@ def test_another_version_or_setting_begins_anew(worker: Worker, tmp_path: Path) 
     assert other.id.split(":")[1] != worker.id.split(":")[1]
 
 
+def test_a_journal_that_cannot_be_read_is_begun_anew(worker: Worker, tmp_path: Path) -> None:
+    worker.teach()
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b"{nonsense}\n")
+    again = Worker(tmp_path)
+    assert again.live.status().labels == 0
+    assert Worker(tmp_path).id == again.id
+
+
 def test_a_reset_is_durable_and_rows_before_it_keep_their_answers(worker: Worker, tmp_path: Path) -> None:
     worker.teach()
     before = worker.ask(400)
