@@ -7,6 +7,7 @@ import time
 import click
 
 from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
+from mlflow_flywheel.pipelines.adjust.trust import LEAST_ROWS
 from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.stream.adjusting import reset_file
@@ -59,7 +60,7 @@ def adjust_status(context: Context, as_json: bool, name: str) -> None:
                 "unknown yet" if known.gain is None else f"{known.gain:+.2%} over {known.judged} labels",
             ),
         ]
-        print_table(f"Adjustment of {name}: {known.method}", ["", ""], rows)
+        print_table(f"Adjustment of {name}", ["", known.method], rows)
         if not stats.is_current(utc_now()):
             click.echo(
                 f"that was at {stats.updated.isoformat(timespec='seconds')}; its worker is silent since"
@@ -104,6 +105,8 @@ def _plain(known: AdjustmentStatus) -> dict[str, object]:
 
 
 def _now(known: AdjustmentStatus) -> str:
+    if known.judged < LEAST_ROWS:
+        return f"the model's own predictions are answered: {LEAST_ROWS} labels are needed to judge"
     how = f"its proposals were better by {known.evidence:.1f} standard errors over {known.judged} labels"
     if known.active:
         return f"predictions are adjusted: {how}"
