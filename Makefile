@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ pulsar: setup
 
 test-pulsar: pulsar
 	CI=true $(BIN)/python -m pytest -m apache -n 2 --dist loadfile
+
+# What live adjustments gain and cost, on streams with and without drift: no time is measured.
+bench-adjust: setup
+	PYTHONPATH=tests $(BIN)/python benchmarks/adjust.py
 
 bench-backtest: setup
 	$(BIN)/python benchmarks/backtest.py

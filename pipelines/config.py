@@ -17,6 +17,8 @@ Durability = Literal["process", "power"]
 TrialMode = Literal["shadow", "canary"]
 StartPosition = Literal["earliest", "latest"] | AwareDatetime
 OnError = Literal["fail", "skip"]
+AdjustKind = Literal["bias", "recalibrate", "partial_fit"]
+Adjust = Literal["off", "bias", "recalibrate", "partial_fit"]
 C = TypeVar("C", bound="Frozen")
 
 
@@ -138,6 +140,12 @@ class StreamConfig(WorkerConfig):
     )
     properties: tuple[str, ...] = Field(
         ("*",), description="message properties kept on the answer; * means all"
+    )
+    adjust: Adjust = Field("off", description="how predictions are adjusted to the labels that come")
+    adjust_window: int = Field(500, ge=50, le=10_000, description="labels that an adjustment is fitted to")
+    adjust_bound: float = Field(2.0, gt=0, le=100, description="how far a prediction may be moved")
+    adjust_memory: int = Field(
+        100_000, ge=100, le=10_000_000, description="answered rows that wait for their labels"
     )
 
 

@@ -54,12 +54,16 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A scored request: the answer, and its rows for the inference table in two equal forms."""
+    """A scored request: the answer, and its rows for the inference table in two equal forms.
+
+    `adjustments` is the id of the live adjustment that each row was answered under, None where there is none.
+    """
 
     request: Request
     predictions: Predictions
     constants: Mapping[str, Any]
     schema: FeatureSchema
+    adjustments: Sequence[str] | None = None
 
     @property
     def prediction_ids(self) -> Sequence[str]:
@@ -67,7 +71,12 @@ class ScoredBatch:
 
     def take(self, rows: Sequence[int]) -> ScoredBatch:
         """Return the rows at these positions."""
-        return replace(self, request=self.request.take(rows), predictions=self.predictions.take(rows))
+        return replace(
+            self,
+            request=self.request.take(rows),
+            predictions=self.predictions.take(rows),
+            adjustments=_some(self.adjustments, rows),
+        )
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns that vary by row as JSON-ready lists; times are microseconds since 1970 UTC."""
@@ -86,6 +95,8 @@ class ScoredBatch:
             ]
         if self.predictions.proba is not None:
             columns["prediction_proba"] = self.predictions.proba.to_pylist()
+        if self.adjustments is not None:
+            columns["adjustment"] = list(self.adjustments)
         for name, values in zip(self.schema.names, self.schema.to_lists(request.features), strict=True):
             columns[FEATURE_PREFIX + name] = values
         return columns
@@ -110,6 +121,8 @@ class ScoredBatch:
         data["prediction"] = self.predictions.values
         if self.predictions.proba is not None:
             data["prediction_proba"] = self.predictions.proba
+        if self.adjustments is not None:
+            data["adjustment"] = _array(self.adjustments, pa.string())
         for feature, column in zip(self.schema.features, request.features.columns, strict=True):
             # not safe: an integer beyond 2**53 is logged as the nearest double
             data[FEATURE_PREFIX + feature.name] = column.cast(feature.table_type, safe=False)

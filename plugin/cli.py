@@ -22,6 +22,7 @@ _COMMANDS = {
     "scale": "commands.streams:scale",
     "replay": "commands.streams:replay",
     "dlq": "commands.streams:dlq",
+    "adjust": "commands.adjust:adjust",
     "cost": "commands.cost:cost",
     "alerts": "commands.alerts:alerts",
     "demo": "demo.command:demo",

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
 from mlflow_flywheel.pipelines.backlog import waiting_bytes
 from mlflow_flywheel.pipelines.generation_status import read_status
 from mlflow_flywheel.pipelines.prometheus import CONTENT_TYPE, Family, exposition
@@ -52,6 +53,17 @@ class _Families:
         self.lag = gauge("stream_lag_seconds", "Age of the oldest message in hand, 0 when none waits")
         self.workers = gauge("stream_workers", "Worker processes that consume")
         self.info = gauge("stream_info", "The model version that answers")
+        self.adjusted = gauge("stream_adjustment_active", "Whether a live adjustment changes predictions now")
+        self.gain = gauge(
+            "stream_adjustment_gain", "Share of the model's loss that adjusted answers have saved lately"
+        )
+        self.losses = gauge(
+            "stream_adjustment_loss",
+            "Mean loss over the newest labels: of the model unadjusted, of what was proposed, of what was answered",
+        )
+        self.lessons = gauge(
+            "stream_adjustment_labels", "Labels that the adjustment has learnt from since it began"
+        )
         self.spool = gauge("spool_bytes", "Logged predictions and labels that no commit has taken yet")
 
     def add(self, home: Home, deployment: DeploymentRecord) -> None:
@@ -80,6 +92,16 @@ class _Families:
         lag = stats.lag_seconds(utc_now())
         if lag is not None:
             self.lag.add(labels, lag)
+        if stats.adjustment is not None:
+            self._add_adjustment({**labels, "method": stats.adjustment.method}, stats.adjustment)
+
+    def _add_adjustment(self, labels: Mapping[str, str], adjustment: AdjustmentStatus) -> None:
+        self.adjusted.add(labels, adjustment.active)
+        self.lessons.add(labels, adjustment.labels)
+        if adjustment.gain is not None:
+            self.gain.add(labels, adjustment.gain)
+        for whose, loss in adjustment.losses().items():
+            self.losses.add({**labels, "of": whose}, loss)
 
     def all(self) -> list[Family]:
         return list(vars(self).values())

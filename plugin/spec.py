@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mlflow_flywheel.pipelines.config import Durability, Frozen, OnError, TrialMode
+from mlflow_flywheel.pipelines.config import Adjust, Durability, Frozen, OnError, TrialMode
 from mlflow_flywheel.pipelines.stream.fields import EVENT_TIME, REQUEST_ID, steps_of
 from mlflow_flywheel.pipelines.times import parse_time
 
@@ -244,6 +244,28 @@ class StreamSpec(OnlineSpec):
     )
     properties: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
         ("*",), description="message properties to repeat on the answer, comma-separated; * is all of them"
+    )
+    adjust: Adjust = Field(
+        "off",
+        description="live adjustment to the labels of the feedback topic: bias (a regressor's mean error), recalibrate (a "
+        "classifier's probabilities), partial_fit (the estimator goes on learning); it answers only while it has lately "
+        "been better than the model",
+    )
+    adjust_window: int = Field(
+        500, ge=50, le=10_000, description="newest labels that bias and recalibrate are fitted to"
+    )
+    adjust_bound: float = Field(
+        2.0,
+        gt=0,
+        le=100,
+        description="how far an adjustment may move a prediction: in log-odds, a regressor's in spreads of the recent "
+        "labels (a normal distribution's standard deviation)",
+    )
+    adjust_memory: int = Field(
+        100_000,
+        ge=100,
+        le=10_000_000,
+        description="answered rows that an adjustment remembers while they wait for a label",
     )
 
     @field_validator("start_position")

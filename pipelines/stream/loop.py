@@ -208,6 +208,7 @@ class StreamLoop:
         for part in parts:
             predictions = part.scored.predictions
             proba = predictions.proba.to_pylist() if predictions.proba is not None else None
+            adjustments = part.scored.adjustments
             for i, prediction_id in enumerate(part.scored.prediction_ids):
                 row = rows[part.start + i]
                 try:
@@ -216,6 +217,7 @@ class StreamLoop:
                         prediction_id,
                         predictions.native[i],
                         proba[i] if proba is not None else None,
+                        adjustments[i] if adjustments is not None else None,
                     )
                 except TypeError as error:
                     reason = f"the model's answer cannot be written as JSON: {error}"

@@ -177,8 +177,15 @@ class AnswerFormat:
         wanted = known if "*" in self.properties else (*self.properties, CORRELATION)
         return {name: known[name] for name in wanted if name in known} | {PREDICTION_ID: prediction_id}
 
-    def encode(self, event: Event, prediction_id: str, prediction: Any, proba: list[float] | None) -> bytes:
-        """Write one answer; `prediction` is what the model itself answered."""
+    def encode(
+        self,
+        event: Event,
+        prediction_id: str,
+        prediction: Any,
+        proba: list[float] | None,
+        adjustment: str | None = None,
+    ) -> bytes:
+        """Write one answer; `prediction` is as the model itself answers, `adjustment` the id of a live one."""
         answer = {
             PREDICTION_ID: prediction_id,
             REQUEST_ID: event.client_request_id,
@@ -189,6 +196,8 @@ class AnswerFormat:
         }
         if proba is not None:
             answer["prediction_proba"] = proba
+        if adjustment is not None:
+            answer["adjustment"] = adjustment
         return orjson.dumps(answer, default=str, option=_ANSWER_OPTIONS)
 
 

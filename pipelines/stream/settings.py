@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,10 +18,13 @@ def load_stream_config(path: Path) -> StreamConfig:
     config = load_config(StreamConfig, path)
     check_scale(config.embedded, config.workers, config.ordering)
     check_format(config.embedded, config.input_format)
+    check_adjust(config.adjust, config.workers, config.log_exclude)
     topics = [config.input_topic, config.output_topic, config.dead_letter_topic]
     topics += [config.feedback_topic] if config.feedback_topic is not None else []
     if len(set(topics)) < len(topics):
         raise BadInput(f"the topics of a stream deployment must differ, got {', '.join(topics)}")
+    if config.adjust != "off" and config.feedback_topic is None:
+        raise BadInput(f"adjust={config.adjust} needs a feedback_topic to learn from")
     return config
 
 
@@ -63,6 +66,20 @@ def check_scale(embedded: bool, workers: int, ordering: str) -> None:
         raise BadInput(
             "ordering=key: the embedded broker has no Key_Shared subscriptions; leave it out (its one worker reads in "
             f"order anyway), or use {way_out}"
+        )
+
+
+def check_adjust(adjust: str, workers: int, log_exclude: Sequence[str]) -> None:
+    """Raise BadInput, with the way out, for a live adjustment that could not be what it should."""
+    if adjust != "off" and workers > 1:
+        raise BadInput(
+            f"adjust={adjust} needs workers=1, got workers={workers}: each worker would learn from the labels of its own "
+            "rows only, and answer the same event differently; use one worker, or adjust=off"
+        )
+    if adjust == "partial_fit" and log_exclude:
+        raise BadInput(
+            "adjust=partial_fit keeps the features of rows that wait for their labels on disk, those of log_exclude= too; "
+            "use adjust=bias or recalibrate, which need none, or adjust=off"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
 from mlflow_flywheel.pipelines.config import Frozen
 
 from .latency import NO_COUNTS, added, counted, quantile_ms, without
@@ -37,6 +38,7 @@ class StreamStats(Frozen):
     `recent_*` are about the last `recent_seconds`. `skipped` messages were published before the deployment starts.
     `broker_restart_wanted` is when a worker was found to have died without closing its consumer on the embedded
     broker, which may keep that consumer's messages until it is restarted: see `needs_broker_restart`.
+    `adjustment` is how a live adjustment does, None where there is none.
     """
 
     starts: int = 0
@@ -57,6 +59,7 @@ class StreamStats(Frozen):
     recent_latency: tuple[int, ...] = NO_COUNTS
     trouble: str | None = None
     broker_restart_wanted: datetime | None = None
+    adjustment: AdjustmentStatus | None = None
     started: datetime
     updated: datetime
 
@@ -83,14 +86,15 @@ class StreamStats(Frozen):
         return quantile_ms(self.recent_latency, share) if self.is_current(now) else None
 
     def present(self, now: datetime) -> dict[str, float]:
-        """Return what can be said of the present: lag, rate, and latencies, as the series in MLflow are called."""
+        """Return what can be said of the present: lag, rate, latencies, adjustment, as the series in MLflow are called."""
         said = {
             "lag_seconds": self.lag_seconds(now),
             "messages_per_second": self.messages_per_second(now),
             "latency_p50_ms": self.latency_ms(0.5, now),
             "latency_p99_ms": self.latency_ms(0.99, now),
         }
-        return {name: value for name, value in said.items() if value is not None}
+        adjustment = self.adjustment.series() if self.adjustment is not None and self.is_current(now) else {}
+        return {name: value for name, value in said.items() if value is not None} | adjustment
 
 
 def stats_file(status_file: str | Path, worker: int) -> Path:
@@ -182,7 +186,8 @@ class StatsKeeper:
         now = datetime.now(timezone.utc)
         previous = _read(path)
         stats = previous or StreamStats(started=now, updated=now)
-        update = {"starts": stats.starts + 1, "started": now, "trouble": None, "oldest_ms": None}
+        update: dict[str, Any] = {"starts": stats.starts + 1, "started": now}
+        update |= dict.fromkeys(("trouble", "oldest_ms", "adjustment"))
         self._stats = stats.model_copy(update=update | _recent(0.0, 0, NO_COUNTS))
         self._written: StreamStats | None = None
         self._past = deque([_Moment(time.monotonic(), stats.messages, stats.latency)])

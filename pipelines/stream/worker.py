@@ -20,14 +20,16 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
+from mlflow_flywheel.pipelines.adjust.live import AdjustedCore, LiveAdjustment
 from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.log_filters import check_excluded, open_log
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
-from mlflow_flywheel.pipelines.scoring import ScoringCore
+from mlflow_flywheel.pipelines.scoring import PredictionLog, ScoringCore
 from mlflow_flywheel.pipelines.worker_channel import WorkerChannel
 
+from .adjusting import look_after, new_state, open_adjustment
 from .dead_letters import DeadLetters
 from .endings import Mark, collect_unclean_endings
 from .feedback_inbox import FeedbackInbox
@@ -46,11 +48,19 @@ _log = logging.getLogger(__name__)
 class Worker:
     """A worker's parts and their lives; `run` returns after SIGTERM."""
 
-    def __init__(self, config: StreamConfig, scorer: Scorer, stats: StatsKeeper, number: int = 0) -> None:
+    def __init__(
+        self,
+        config: StreamConfig,
+        scorer: Scorer,
+        stats: StatsKeeper,
+        number: int = 0,
+        adjustment: LiveAdjustment | None = None,
+    ) -> None:
         self._config = config
         self._number = number
         self._scorer = scorer
         self._stats = stats
+        self._adjustment = adjustment
         self._stop = threading.Event()
         self._patience = Patience(self._stop, stats)
 
@@ -61,17 +71,18 @@ class Worker:
     def run(self, serving: Callable[[], None]) -> None:
         """Subscribe, call `serving`, and work until told to stop. Raises what no waiting helps with."""
         with ExitStack() as parts:
-            core = ScoringCore(
-                self._scorer,
-                deployment=self._config.deployment,
-                mode="stream",
-                log=open_log(self._config, self._scorer, parts),
-                variant=self._config.variant,
-            )
+            core = self._core(open_log(self._config, self._scorer, parts))
             try:
                 self._patience.insist(lambda: self._consume(core, serving))
             except Stopped:
                 _log.warning("stopped in trouble; what was not acknowledged will be delivered again")
+
+    def _core(self, log: PredictionLog) -> ScoringCore:
+        config = self._config
+        named = {"deployment": config.deployment, "mode": "stream", "variant": config.variant}
+        if self._adjustment is not None:
+            return AdjustedCore(self._scorer, self._adjustment, log=log, **named)
+        return ScoringCore(self._scorer, log=log, **named)
 
     def _consume(self, core: ScoringCore, serving: Callable[[], None]) -> None:
         """Open everything on the broker, work, close it. Raises Unavailable when it cannot be opened."""
@@ -156,6 +167,7 @@ class Worker:
             patience=self._patience,
             stats=self._stats,
             stop=self._stop,
+            **({} if self._adjustment is None else {"learn": self._adjustment.learn}),
         )
 
 
@@ -186,14 +198,16 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
     scorer = load_scorer(config.model)
     check_excluded(config.log_exclude, scorer.schema)
     check_fields(config.fields, scorer.schema)
+    state = new_state(config, scorer)
     gc.collect()
     gc.freeze()  # or each batch's many objects make Python look through all that the model's libraries hold
     channel.prepared()
     if not channel.wait_go():
         return 0
-    stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats))
-    _watch(config, stats)  # at once: a predecessor's ghost may hold messages back
-    worker = Worker(config, scorer, stats, number)
+    adjustment = open_adjustment(config, state)  # not before the last version's worker has left it
+    stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats, adjustment))
+    _watch(config, stats, adjustment)  # at once: a predecessor's ghost may hold messages back
+    worker = Worker(config, scorer, stats, number, adjustment)
     for told in (signal.SIGTERM, signal.SIGINT):
         # in a thread, as this one may hold the very lock that setting an event takes
         signal.signal(told, lambda *_: threading.Thread(target=worker.stop).start())
@@ -201,11 +215,15 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
         worker.run(channel.serving)
     finally:
         stats.close()
+        if adjustment is not None:
+            adjustment.close()
     return 0
 
 
-def _watch(config: StreamConfig, stats: StatsKeeper) -> None:
-    """Ask for a restart of the embedded broker when a worker of this deployment died with open consumers."""
+def _watch(config: StreamConfig, stats: StatsKeeper, adjustment: LiveAdjustment | None) -> None:
+    """Look after the adjustment; ask for a restart of the embedded broker when a worker died with open consumers."""
+    if adjustment is not None:
+        look_after(adjustment, config, stats)
     if config.embedded and collect_unclean_endings(config.status_file):
         _log.warning(
             "a worker died without closing its consumers; the embedded broker must be restarted to free them"

@@ -189,6 +189,8 @@ def _flow(view: dict[str, Any]) -> str:
     ]
     if "latency_p50_ms" in view:
         said.append(f"latency p50 {view['latency_p50_ms']:,.0f} ms, p99 {view['latency_p99_ms']:,.0f} ms")
+    if view.get("adjustment"):
+        said.append(f"adjustment {view['adjustment']}")
     if view["dead_letters"]:
         reasons = ", ".join(f"{count:,} {refusal}" for refusal, count in sorted(view["dead_letters"].items()))
         said.append(f"dead letters: {reasons} ('flywheel dlq list {view['name']}')")

@@ -26,7 +26,7 @@ _refusal = click.option("--refusal", type=click.Choice(get_args(Refusal)), help=
 _limit = click.option("--limit", type=click.IntRange(1, _MOST), help="at most so many  [default: all]")
 
 
-class _NameFirst(click.Group):
+class NameFirst(click.Group):
     """Takes NAME COMMAND for COMMAND NAME, too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -35,7 +35,7 @@ class _NameFirst(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_NameFirst)
+@click.group(cls=NameFirst)
 def dlq() -> None:
     """The dead letters of a stream deployment: messages that it could not answer."""
 
@@ -107,7 +107,7 @@ def dlq_purge(
 ) -> None:
     """Throw letters of deployment NAME away, those that are there now."""
     now = datetime.now(timezone.utc)
-    _stream_config(context, name)
+    stream_config(context, name)
     if not yes:
         which = f"those refused as {refusal}" if refusal else "all of them"
         click.confirm(f"Throw the dead letters of {name} away, {which}?", abort=True, err=True)
@@ -152,7 +152,7 @@ def replay(context: Context, as_json: bool, name: str, start: str, end: str | No
     version in force and logged, under the prediction_id that they would have had anyway. It goes back as far as the
     broker keeps messages, and the workers go on meanwhile.
     """
-    config = _stream_config(context, name)
+    config = stream_config(context, name)
     now = datetime.now(timezone.utc)
     span = (time_of("--from", start), time_of("--to", end) if end else now)
     with context.changing(f"replay of {name}"), waiting(f"replaying {name}"):
@@ -168,7 +168,8 @@ def replay(context: Context, as_json: bool, name: str, start: str, end: str | No
         click.echo(f"  {refusal}: {count:,}")
 
 
-def _stream_config(context: Context, name: str) -> StreamConfig:
+def stream_config(context: Context, name: str) -> StreamConfig:
+    """Return what the workers of deployment NAME are told. Raises BadInput for one of another mode."""
     record = find_deployment(context, name)
     if record.mode != "stream":
         raise BadInput(
@@ -182,7 +183,7 @@ def _letters(context: Context, name: str, refusal: str | None) -> Iterator[Lette
     """Open the letters of a deployment, alone: two who look at once would each see some of them."""
     from mlflow_flywheel.pipelines.stream.letters import LetterBox
 
-    config = _stream_config(context, name)
+    config = stream_config(context, name)
     with (
         context.changing(f"letters of {name}"),
         waiting("asking the broker"),

@@ -17,7 +17,7 @@ from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.stream import broker as embedded
 from mlflow_flywheel.pipelines.stream.access import Access
 from mlflow_flywheel.pipelines.stream.fields import check_fields
-from mlflow_flywheel.pipelines.stream.settings import check_format, check_scale
+from mlflow_flywheel.pipelines.stream.settings import check_adjust, check_format, check_scale
 from mlflow_flywheel.pipelines.stream.stats import read_stats
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.brokers import BrokerKind, ensure, kind_for, kind_of, store_file, stream_configs
@@ -46,6 +46,7 @@ class StreamOperations:
         kind = kind_for(context, name, spec)
         check_scale(kind == "embedded", spec.workers, spec.ordering)
         check_format(kind == "embedded", spec.input_format)
+        check_adjust(spec.adjust, spec.workers, spec.log_exclude)
         topics = _topics(name, spec)
         if kind == "embedded":
             embedded.find_binary()
@@ -156,6 +157,7 @@ def _doing(context: Context, name: str) -> dict[str, Any]:
         **stats.present(utc_now()),
         "dead_letters": dict(stats.dead_letters_by),
         "trouble": stats.trouble,
+        **({} if stats.adjustment is None else {"adjustment": stats.adjustment.id}),
     }
 
 
@@ -196,6 +198,10 @@ def _config(
         input_format=spec.input_format,
         fields=dict(spec.field),
         properties=spec.properties,
+        adjust=spec.adjust,
+        adjust_window=spec.adjust_window,
+        adjust_bound=spec.adjust_bound,
+        adjust_memory=spec.adjust_memory,
         **_topics(name, spec),
     )
 

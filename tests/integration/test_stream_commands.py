@@ -1,8 +1,10 @@
-"""`flywheel dlq`, `replay`, `scale` and `status` on stream deployments of a real home."""
+"""`flywheel dlq`, `replay`, `scale`, `status` and `adjust` on stream deployments of a real home."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from support.models import ZooModel
 from support.waiting import eventually
 
 from mlflow_flywheel.pipelines.config import StreamConfig, load_config
+from mlflow_flywheel.pipelines.generation_status import read_status
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.stream.client import EventPublisher, OutputReader
 from mlflow_flywheel.pipelines.stream.letters import REPLAYED_FROM
@@ -203,3 +206,78 @@ def test_scaling_under_load_loses_and_doubles_nothing(world: World, apache_pulsa
     )
     assert {float(row["client_request_id"]) - row["prediction"] for row in world.rows("wide")} == {0.0}
     world.client.delete_deployment("wide")
+
+
+def test_labels_on_the_feedback_topic_adjust_the_next_answers_until_a_reset_and_over_a_killed_worker(
+    world: World,
+) -> None:
+    assert "has no live adjustment" in world.complaint("adjust", "status", "flow")
+    world.client.update_deployment("flow", config={"adjust": "bias"})
+    config = world.config("flow")
+    asked = 0
+
+    def ask(n: int) -> list[dict[str, Any]]:
+        nonlocal asked
+        with OutputReader(config) as answers, EventPublisher(config) as events:
+            for i in range(asked, asked + n):
+                events.publish(event(i, f"adjusted-{i}"))
+            events.flush()
+            asked += n
+            return answers.collect(n, 30)
+
+    def label(answers: list[dict[str, Any]]) -> None:
+        """Say that each event was worth 9 more than its number, which is 8 more than the model thinks."""
+        with EventPublisher(config, config.feedback_topic) as labels:
+            for answer in answers:
+                order = answer["client_request_id"]
+                labels.publish({"client_request_id": order, "label": float(order.split("-")[1]) + 9})
+
+    def status() -> dict[str, Any]:
+        return dict(world.command("adjust", "flow", "status")["adjustment"] or {})
+
+    plain: list[dict[str, Any]] = []
+    for learnt in (60, 120):  # the first are learnt from, the second prove that it helps
+        plain += ask(60)
+        label(plain[-60:])
+        eventually(lambda learnt=learnt: status()["labels"] == learnt, 20)
+    assert [answer["prediction"] for answer in plain] == [i + 1.0 for i in range(120)]
+    assert all(answer["adjustment"].endswith(":off") for answer in plain)
+    (adjusted,) = ask(1)
+    known = status()
+    shift = known["parameters"]["shift"]
+    assert known["active"] and 5 < shift < 8 and known["evidence"] > 2
+    assert adjusted["adjustment"] == known["id"] == f"bias:{known['id'].split(':')[1]}:120:{shift:+.5g}"
+    assert adjusted["prediction"] == 121 + shift
+    assert "predictions are adjusted" in world.run("adjust", "status", "flow").output
+
+    (worker,) = serving(world)
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: serving(world) not in ((), (worker,)), 60)
+    (after,) = ask(1)
+    assert (after["prediction"], after["adjustment"]) == (122 + shift, known["id"])
+
+    assert world.command("adjust", "reset", "flow") == {"deployment": "flow", "reset": True}
+    (reset,) = ask(1)
+    assert reset["prediction"] == 123.0
+    assert reset["adjustment"].endswith(":0:off") and reset["adjustment"] not in {
+        a["adjustment"] for a in plain
+    }
+
+    def logged() -> dict[str, tuple[float, str]]:
+        rows = {
+            row["client_request_id"]: (row["prediction"], row["adjustment"]) for row in world.rows("flow")
+        }
+        return {
+            answer["client_request_id"]: rows[answer["client_request_id"]]
+            for answer in (adjusted, after, reset)
+        }
+
+    assert eventually(logged, 20, every=0.3) == {
+        answer["client_request_id"]: (answer["prediction"], answer["adjustment"])
+        for answer in (adjusted, after, reset)
+    }
+
+
+def serving(world: World) -> tuple[int, ...]:
+    status = read_status(world.home.status_file("flow"))
+    return status.serving.pids if status is not None and status.serving is not None else ()

@@ -224,5 +224,11 @@ def test_an_answer_carries_what_consumers_need() -> None:
 def test_an_answer_without_probabilities_has_no_such_member_and_nan_is_null() -> None:
     event = Event({}, None, PUBLISHED)
     answer = orjson.loads(AnswerFormat("m", "3").encode(event, "id", float("nan"), None))
-    assert "prediction_proba" not in answer
+    assert not {"prediction_proba", "adjustment"} & answer.keys()
     assert answer["prediction"] is None
+
+
+def test_an_adjusted_answer_says_by_which_adjustment() -> None:
+    event = Event({}, None, PUBLISHED)
+    answer = orjson.loads(AnswerFormat("m", "3").encode(event, "id", 1.5, None, "bias:1f:7:+0.5"))
+    assert (answer["prediction"], answer["adjustment"]) == (1.5, "bias:1f:7:+0.5")

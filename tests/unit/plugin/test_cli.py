@@ -28,6 +28,7 @@ COMMANDS = [
     "scale",
     "replay",
     "dlq",
+    "adjust",
     "cost",
     "alerts",
     "demo",
@@ -94,6 +95,8 @@ def test_the_help_lists_every_command() -> None:
         "dlq list",
         "dlq replay",
         "dlq purge",
+        "adjust status",
+        "adjust reset",
         "alerts add",
         "alerts list",
         "alerts remove",
@@ -104,7 +107,7 @@ def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "broker", "dlq", "alerts", "demo"):
+    if name not in ("batch", "loop", "broker", "dlq", "adjust", "alerts", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 
@@ -236,6 +239,7 @@ def test_what_a_stream_deployment_can_do_is_refused_for_others(home: Home) -> No
     deploy(home, "late-batch", "batch")
     assert "only stream deployments read messages" in complaint("dlq", "list", "late-web")
     assert "only stream deployments read messages" in complaint("dlq", "late-web", "purge")
+    assert "only stream deployments read messages" in complaint("adjust", "late-web", "status")
     assert "only stream deployments read messages" in complaint("replay", "late-web", "--from", "2026-01-01")
     assert "batch deployment: its runs use all cores" in complaint("scale", "late-batch", "2")
     assert "did you mean 'late-web'?" in complaint("dlq", "replay", "late-wev")

@@ -12,6 +12,7 @@ import requests
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
 from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, StreamStats, read_stats, stats_file
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
@@ -84,6 +85,46 @@ def test_a_scrape_says_what_the_workers_counted(context: Context, worker: StatsK
     assert (buckets["0.001"], buckets["2.048"], buckets["16.384"], buckets["+Inf"]) == (0, 0, 9, 9)
     assert only("stream_latency_seconds_count") == 9
     assert 27 <= only("stream_latency_seconds_sum") < 100
+
+
+def test_what_an_adjustment_gains_is_scraped_and_a_series(context: Context, worker: StatsKeeper) -> None:
+    adjustment = AdjustmentStatus(
+        method="bias",
+        id="bias:1f:60:+2",
+        active=True,
+        since=utc_now(),
+        labels=60,
+        unknown=0,
+        unusable=0,
+        waiting=5,
+        rows=60,
+        parameters={"shift": 2.0},
+        limit=9.0,
+        unit="minutes",
+        loss="mean absolute error",
+        judged=60,
+        unadjusted_loss=4.0,
+        proposed_loss=2.0,
+        answered_loss=3.0,
+        evidence=5.0,
+    )
+    worker.note(adjustment=adjustment)
+    worker.write()
+    found = samples(metrics_of(context).decode())
+    labels = {"deployment": "late-stream", "model_name": NAME, "method": "bias"}
+    for name, value in {"active": 1, "gain": 0.25, "labels": 60}.items():
+        (sample,) = found[f"flywheel_stream_adjustment_{name}"]
+        assert (sample.labels, sample.value) == (labels, value)
+    losses = {s.labels["of"]: s.value for s in found["flywheel_stream_adjustment_loss"]}
+    assert losses == {"unadjusted": 4.0, "proposed": 2.0, "answered": 3.0}
+    stats = read_stats(context.home.status_file("late-stream"))
+    assert stats is not None and stats.adjustment == adjustment
+    said = stats.present(utc_now())
+    assert (said["adjustment_gain"], said["adjustment_active"], said["adjustment_answered_loss"]) == (
+        0.25,
+        1,
+        3,
+    )
 
 
 def test_a_deployment_that_has_said_nothing_yet_has_no_figures(context: Context) -> None:
