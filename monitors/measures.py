@@ -48,13 +48,7 @@ def measure(sample: Outcomes, seed: int = 0, replicates: int = REPLICATES) -> Me
     n_blocks = int(sample.blocks.max()) + 1 if len(sample) else 0
     if n_blocks == 0:
         return Measured({}, {}, 0, 0)
-    rng = np.random.default_rng(seed)
-    cells = (
-        rng.integers(0, n_blocks, (replicates, n_blocks)) + np.arange(1, replicates + 1)[:, None] * n_blocks
-    )
-    weights = np.bincount(cells.ravel(), minlength=(replicates + 1) * n_blocks).astype(np.float64)
-    weights = weights.reshape(replicates + 1, n_blocks)
-    weights[0] = 1.0  # the sample itself
+    weights = block_weights(n_blocks, seed, replicates)
     formula = _regression if sample.kind == "regression" else _classification
     with np.errstate(divide="ignore", invalid="ignore"):
         values = formula(sample, weights)
@@ -65,6 +59,18 @@ def measure(sample: Outcomes, seed: int = 0, replicates: int = REPLICATES) -> Me
         len(sample),
         n_blocks,
     )
+
+
+def block_weights(n_blocks: int, seed: int, replicates: int = REPLICATES) -> Floats:
+    """Return how often each block is drawn: first the sample itself (ones), then a row per bootstrap replicate."""
+    rng = np.random.default_rng(seed)
+    cells = (
+        rng.integers(0, n_blocks, (replicates, n_blocks)) + np.arange(1, replicates + 1)[:, None] * n_blocks
+    )
+    weights = np.bincount(cells.ravel(), minlength=(replicates + 1) * n_blocks).astype(np.float64)
+    weights = weights.reshape(replicates + 1, n_blocks)
+    weights[0] = 1.0
+    return weights
 
 
 def quantiles(values: Floats, blocks: int, tail: float) -> tuple[float, float]:

@@ -1,0 +1,177 @@
+"""How good is the model probably, on rows whose labels have not come, and were such estimates right before?
+
+The verdict asks what the performance monitor will ask once labels are there, with the same margins. Estimates rest on
+what probabilities or features meant in the reference: a loss that comes from a changed meaning (concept drift) does not
+show in them, only in labels. So estimates are held against what came wherever labels have come, and an alarm of
+estimates that were wrong lately is only a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_flywheel.monitors.checks import Check, failed, finite, loss_checks, status_of
+from mlflow_flywheel.monitors.look import Look, Monitor
+from mlflow_flywheel.monitors.measures import Measured, measure
+from mlflow_flywheel.monitors.outcomes import Task, infer_task, outcomes
+from mlflow_flywheel.monitors.reference import Reference
+from mlflow_flywheel.monitors.verdicts import Status, Verdict
+from mlflow_flywheel.monitors.windows import Window
+from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION
+
+from .estimator import Estimator, teach, with_recent
+from .trust import Compared, by_period, compare, distrusted, misses
+
+if TYPE_CHECKING:
+    from mlflow_flywheel.monitors.policy import PolicySpec
+
+MONITOR = "estimation"
+_SHOWN = ("auc", "log_loss", "skill", "accuracy", "mae")
+_SERIES = ("auc", "log_loss", "accuracy", "mae")
+
+
+@dataclass(frozen=True)
+class EstimationSpec:
+    """Thresholds, those of the performance monitor."""
+
+    min_rows: int = 200
+    confidence: float = 0.95
+    loss_margin: float = 0.02
+    ranking_margin: float = 0.02
+    seed: int = 0
+
+    @classmethod
+    def of(cls, policy: PolicySpec) -> EstimationSpec:
+        """Return the thresholds that a policy asks for."""
+        return cls(policy.min_rows, policy.confidence, policy.loss_margin, policy.ranking_margin)
+
+
+def estimation(
+    rows: pa.Table,
+    reference: Reference | None,
+    window: Window,
+    spec: EstimationSpec | None = None,
+    before: pa.Table | None = None,
+) -> Verdict:
+    """Estimate the performance of all rows of a window without their labels, and compare it with the reference.
+
+    `before` are rows of the same version in the window before: their labels teach too when there are many, and tell
+    how well estimates agree with what came. `unknown` below the fewest rows, and without a labelled reference.
+    """
+    spec = spec or EstimationSpec()
+    metrics: dict[str, float] = {"rows": rows.num_rows}
+    if reference is None or not {LABEL, PREDICTION} <= set(reference.table.column_names):
+        return Verdict(MONITOR, "unknown", "the version has no labelled reference to learn from", window, metrics)
+    if rows.num_rows < spec.min_rows:
+        few = f"{rows.num_rows:,} rows in the window, fewer than {spec.min_rows:,}"
+        return Verdict(MONITOR, "unknown", f"{few}: too few to judge", window, metrics)
+    task = infer_task(reference.outcomes(), rows)
+    asked = rows if before is None else pa.concat_tables([rows, before], promote_options="permissive")
+    plain = teach(reference.table, reference.feature_names, asked, task, spec.seed)
+    if isinstance(plain, str):
+        return Verdict(MONITOR, "unknown", plain, window, metrics)
+    learnt = plain if before is None else _taught(reference, before, asked, task, spec.seed) or plain
+    shown, now = learnt.estimate(rows), learnt.estimate(rows, resampled=True)
+    if shown is None or now is None:
+        return Verdict(MONITOR, "unknown", "no row has an answer that can be judged", window, metrics)
+    # The reference's own bootstrap draws the blocks that taught the estimator: equal draws make the comparison paired.
+    yardstick = measure(outcomes(reference.outcomes(), task), spec.seed)
+    margins = (spec.loss_margin, spec.ranking_margin, spec.confidence)
+    checks = list(loss_checks(now, yardstick, task.kind == "regression", *margins))
+    came = compare(learnt, rows, window, spec.confidence, spec.min_rows)
+    periods = by_period(learnt, rows, window, spec.confidence, spec.min_rows)
+    if before is not None:
+        periods = by_period(plain, before, window.before(), spec.confidence, spec.min_rows) + periods
+    judged = next((check.metric for check in checks), "")
+    missed, compared = misses(periods, judged)
+    doubted = distrusted(missed, compared, spec.confidence)
+    metrics |= _numbers(shown, came, spec.confidence)
+    metrics |= {"compared_periods": compared, "missed_periods": missed}
+    evidence = [
+        *_metric_rows(shown, yardstick, spec.confidence),
+        *(check.row() for check in checks),
+        *(each.row() for each in periods),
+    ]
+    summary = _summary(shown, yardstick, checks, came, spec.confidence, rows)
+    if doubted:
+        summary += f"; estimates are not to be trusted now: {judged} was outside of its interval in {missed} of "
+        summary += f"{compared} periods with labels"
+    return Verdict(MONITOR, _status(checks, doubted), summary, window, metrics, evidence)
+
+
+class EstimationMonitor(Monitor):
+    """See `estimation`."""
+
+    name = MONITOR
+    series = tuple((f"estimated_{name}", f"estimated_{name}") for name in _SERIES)
+
+    def look(self, look: Look) -> Verdict:
+        before = look.before
+        own = before.filter(pc.equal(before["model_version"], look.version))
+        return estimation(
+            look.rows,
+            look.reference,
+            look.window,
+            EstimationSpec.of(look.policy),
+            own if own.num_rows else None,
+        )
+
+
+def _taught(reference: Reference, before: pa.Table, asked: pa.Table, task: Task, seed: int) -> Estimator | None:
+    both = with_recent(reference, before)
+    if both is None:
+        return None
+    made = teach(both, reference.feature_names, asked, task, seed)
+    return None if isinstance(made, str) else made
+
+
+def _status(checks: Sequence[Check], doubted: bool) -> Status:
+    status = status_of(checks)
+    return "warn" if doubted and status == "alarm" else status
+
+
+def _numbers(shown: Measured, came: Sequence[Compared], confidence: float) -> dict[str, float]:
+    found = {}
+    for name, value in shown.metrics.items():
+        found[f"estimated_{name}"] = value
+        found[f"estimated_{name}_low"], found[f"estimated_{name}_high"] = shown.interval(name, confidence)
+    for each in came:
+        found[f"realised_{each.metric}"] = each.realised
+        found[f"gap_{each.metric}"] = each.estimated - each.realised
+    if came:
+        found["compared_rows"] = came[0].rows
+    return found
+
+
+def _metric_rows(shown: Measured, yardstick: Measured, confidence: float) -> list[dict[str, Any]]:
+    rows = []
+    for name, value in shown.metrics.items():
+        low, high = shown.interval(name, confidence)
+        row = {"metric": name, "estimated": value, "estimated_low": finite(low), "estimated_high": finite(high)}
+        rows.append(row | {"reference": yardstick.metrics.get(name)})
+    return rows
+
+
+def _summary(
+    shown: Measured,
+    yardstick: Measured,
+    checks: Sequence[Check],
+    came: Sequence[Compared],
+    confidence: float,
+    rows: pa.Table,
+) -> str:
+    parts = []
+    for name in (n for n in _SHOWN if n in shown.metrics):
+        low, high = shown.interval(name, confidence)
+        was = f", reference {yardstick.metrics[name]:.3f}" if name in yardstick.metrics else ""
+        parts.append(f"{name} {shown.metrics[name]:.3f} ({low:.3f} to {high:.3f}{was})")
+    labelled = rows.num_rows - rows[LABEL].null_count
+    text = f"estimated {', '.join(parts)} on {shown.rows:,} rows, {labelled:,} of them with a label by now"
+    text += failed(checks)
+    said = [f"{c.metric} {c.estimated:.3f} against {c.realised:.3f}" for c in came if c.metric in _SHOWN]
+    return text + (f"; where labels came, estimated against realised: {', '.join(said)}" if said else "")
