@@ -15,7 +15,10 @@ _MONITORS = {
     "drift": "drift:DriftMonitor",
     "performance": "performance:PerformanceMonitor",
     "estimation": "estimation.monitor:EstimationMonitor",
-    "slices": "slices:SlicesMonitor",
+    "quality": "quality:QualityMonitor",
+    "latency": "latency:LatencyMonitor",
+    "freshness": "freshness:FreshnessMonitor",
+    "relevance": "relevance:RelevanceMonitor",
 }
 NAMES = tuple(_MONITORS)
 
