@@ -15,6 +15,7 @@ _MONITORS = {
     "drift": "drift:DriftMonitor",
     "performance": "performance:PerformanceMonitor",
     "estimation": "estimation.monitor:EstimationMonitor",
+    "slices": "slices:SlicesMonitor",
     "quality": "quality:QualityMonitor",
     "latency": "latency:LatencyMonitor",
     "freshness": "freshness:FreshnessMonitor",

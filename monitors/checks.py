@@ -82,7 +82,12 @@ def beyond(now: Measured, floor: Floor, confidence: float) -> Iterator[Check]:
 
 
 def loss_checks(
-    now: Measured, before: Measured, regression: bool, loss_margin: float, ranking_margin: float, confidence: float
+    now: Measured,
+    before: Measured,
+    regression: bool,
+    loss_margin: float,
+    ranking_margin: float,
+    confidence: float,
 ) -> Iterator[Check]:
     """Compare with the yardstick by the loss (as skill where there are probabilities), and by the ranking."""
     if regression:

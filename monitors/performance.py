@@ -8,7 +8,6 @@ log loss alone moves whenever the base rate does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,9 @@ def performance(
     for name in now.metrics:
         metrics[f"{name}_low"], metrics[f"{name}_high"] = now.interval(name, spec.confidence)
     evidence = [*_metric_rows(now, before, spec), *(check.row() for check in checks)]
-    return Verdict(MONITOR, status_of(checks), _summary(now, before, checks, sample), window, metrics, evidence)
+    return Verdict(
+        MONITOR, status_of(checks), _summary(now, before, checks, sample), window, metrics, evidence
+    )
 
 
 class PerformanceMonitor(Monitor):
@@ -171,4 +172,3 @@ def _summary(now: Measured, before: Measured | None, checks: list[Check], sample
     if sample.unreadable:
         text += f"; {sample.unreadable:,} labels cannot be read as {sample.kind} labels"
     return text
-

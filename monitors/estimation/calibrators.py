@@ -15,12 +15,13 @@ import numpy as np
 from scipy import special
 
 from mlflow_flywheel.monitors.outcomes import Floats
+
 from .cells import Grid
 
 Kind = Literal["beta", "isotonic"]
 _FOLDS = 5
 _STEPS = 30
-_ENOUGH = 1e-8
+_ENOUGH = 1e-5
 # Precision of the prior on intercept and slopes around "as stated": a slope of 2 is one deviation away.
 _PRIOR = np.array([0.01, 1.0, 1.0])
 _AS_STATED = np.array([0.0, 1.0, 1.0])
@@ -71,24 +72,30 @@ def _better(beta: Floats, isotonic: Floats, rows: Floats, hits: Floats) -> Kind:
 
 def _losses(probability: Floats, rows: Floats, hits: Floats) -> Floats:
     p = np.clip(probability, _BOUND, 1 - _BOUND)
-    return -(hits * np.log(p) + (rows - hits) * np.log1p(-p)).sum(axis=1)
+    return np.asarray(-(hits * np.log(p) + (rows - hits) * np.log1p(-p)).sum(axis=1), dtype=np.float64)
 
 
 def _beta(grid: Grid, rows: Floats, hits: Floats) -> Floats:
-    """Fit by Newton's method, all replicates together."""
+    """Fit by Newton's method: to the first, and from there to all others together."""
     z = grid.logits
     terms = np.stack([np.ones(len(z)), -np.logaddexp(0, -z), np.logaddexp(0, z)], axis=1)
     squares = (terms[:, :, None] * terms[:, None, :]).reshape(len(z), 9)
-    found = np.tile(_AS_STATED, (len(rows), 1))
+    first = _climb(terms, squares, rows[:1], hits[:1], _AS_STATED[None, :])
+    found = _climb(terms, squares, rows, hits, np.repeat(first, len(rows), axis=0))
+    return np.asarray(special.expit(found @ terms.T), dtype=np.float64)
+
+
+def _climb(terms: Floats, squares: Floats, rows: Floats, hits: Floats, start: Floats) -> Floats:
+    found = start
     for _ in range(_STEPS):
         p = special.expit(found @ terms.T)
         slope = (hits - rows * p) @ terms - _PRIOR * (found - _AS_STATED)
         curvature = ((rows * p * (1 - p)) @ squares).reshape(-1, 3, 3) + np.diag(_PRIOR)
         step = np.clip(np.linalg.solve(curvature, slope[:, :, None])[:, :, 0], -2, 2)
-        found += step
+        found = found + step
         if np.abs(step).max() < _ENOUGH:
             break
-    return np.asarray(special.expit(found @ terms.T), dtype=np.float64)
+    return found
 
 
 def _isotonic(grid: Grid, rows: Floats, hits: Floats) -> Floats:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_flywheel.pipelines.gate import PROBABILITY_FLOOR
-
 from mlflow_flywheel.monitors.outcomes import Codes, Floats
+from mlflow_flywheel.pipelines.gate import PROBABILITY_FLOOR
 
 # Cells for each sample that is looked at; both samples' quantiles are edges.
 _CELLS = 100

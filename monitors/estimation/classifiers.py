@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from scipy import special
 
+from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weights
+from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of, probabilities
 from mlflow_flywheel.pipelines.gate import class_codes
 from mlflow_flywheel.pipelines.training_files import PREDICTION
 
-from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weights
-from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of, probabilities
 from .calibrators import Calibration, calibrate
 from .cells import Grid, bounded_probability
 
@@ -215,7 +215,9 @@ class Classifier:
                 own = (certain * slope**2).sum()
                 common = ((certain * slope).sum(axis=1) ** 2).sum()
                 variance[name] += float(own + question.calibration.shared * common)
-        return {name: float(np.sqrt(found)) if np.isfinite(found) else 0.0 for name, found in variance.items()}
+        return {
+            name: float(np.sqrt(found)) if np.isfinite(found) else 0.0 for name, found in variance.items()
+        }
 
 
 def _score(answers: Answers, column: int) -> Floats:

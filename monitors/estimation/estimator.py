@@ -62,7 +62,9 @@ def teach(known: pa.Table, names: tuple[str, ...], asked: pa.Table, task: Task, 
 
 def with_recent(reference: Reference, recent: pa.Table) -> pa.Table | None:
     """Return the reference's rows and recent labelled rows of the inference table; None when these are too few."""
-    labelled = recent.filter(pc.is_valid(recent[LABEL])) if LABEL in recent.column_names else recent.slice(0, 0)
+    labelled = (
+        recent.filter(pc.is_valid(recent[LABEL])) if LABEL in recent.column_names else recent.slice(0, 0)
+    )
     if labelled.num_rows < LEAST_RECENT:
         return None
     newest = labelled.slice(max(0, labelled.num_rows - MOST_RECENT))

@@ -89,7 +89,9 @@ class Losses:
         unseen = np.empty(len(loss))
         everywhere = np.empty((int(fold.max()) + 1, len(loss)))
         for place in range(len(everywhere)):
-            model = _model(self._features.categorical, self._seed).fit(rows[fold != place], loss[fold != place])
+            model = _model(self._features.categorical, self._seed).fit(
+                rows[fold != place], loss[fold != place]
+            )
             everywhere[place] = np.maximum(model.predict(rows), 0)
             unseen[fold == place] = everywhere[place, fold == place]
             self._models.append(model)

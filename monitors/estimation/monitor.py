@@ -66,7 +66,9 @@ def estimation(
     spec = spec or EstimationSpec()
     metrics: dict[str, float] = {"rows": rows.num_rows}
     if reference is None or not {LABEL, PREDICTION} <= set(reference.table.column_names):
-        return Verdict(MONITOR, "unknown", "the version has no labelled reference to learn from", window, metrics)
+        return Verdict(
+            MONITOR, "unknown", "the version has no labelled reference to learn from", window, metrics
+        )
     if rows.num_rows < spec.min_rows:
         few = f"{rows.num_rows:,} rows in the window, fewer than {spec.min_rows:,}"
         return Verdict(MONITOR, "unknown", f"{few}: too few to judge", window, metrics)
@@ -99,7 +101,9 @@ def estimation(
     ]
     summary = _summary(shown, yardstick, checks, came, spec.confidence, rows)
     if doubted:
-        summary += f"; estimates are not to be trusted now: {judged} was outside of its interval in {missed} of "
+        summary += (
+            f"; estimates are not to be trusted now: {judged} was outside of its interval in {missed} of "
+        )
         summary += f"{compared} periods with labels"
     return Verdict(MONITOR, _status(checks, doubted), summary, window, metrics, evidence)
 
@@ -122,7 +126,9 @@ class EstimationMonitor(Monitor):
         )
 
 
-def _taught(reference: Reference, before: pa.Table, asked: pa.Table, task: Task, seed: int) -> Estimator | None:
+def _taught(
+    reference: Reference, before: pa.Table, asked: pa.Table, task: Task, seed: int
+) -> Estimator | None:
     both = with_recent(reference, before)
     if both is None:
         return None
@@ -152,7 +158,12 @@ def _metric_rows(shown: Measured, yardstick: Measured, confidence: float) -> lis
     rows = []
     for name, value in shown.metrics.items():
         low, high = shown.interval(name, confidence)
-        row = {"metric": name, "estimated": value, "estimated_low": finite(low), "estimated_high": finite(high)}
+        row = {
+            "metric": name,
+            "estimated": value,
+            "estimated_low": finite(low),
+            "estimated_high": finite(high),
+        }
         rows.append(row | {"reference": yardstick.metrics.get(name)})
     return rows
 

@@ -71,9 +71,7 @@ def compare(
         return []
     came = measure(outcomes(labelled, estimator.task), replicates=1)
     return [
-        Compared(
-            period, name, came.rows, value, *estimated.interval(name, confidence), came.metrics[name]
-        )
+        Compared(period, name, came.rows, value, *estimated.interval(name, confidence), came.metrics[name])
         for name, value in estimated.metrics.items()
         if name in came.metrics
     ]
