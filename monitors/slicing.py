@@ -17,7 +17,8 @@ from mlflow_flywheel.pipelines.config import Frozen
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 # Names and values may stand in quotes or backticks; inside of these everything is plain text.
 _TOKEN = re.compile(
-    r"""\s*(?:(["'`])(.*?)\1|(<=|>=|!=|==|=|<|>)|([,&])|([^\s"'`,&=<>!](?:[^"'`,&=<>!]*[^\s"'`,&=<>!])?))\s*"""
+    r"""\s*(?:(["'`])(.*?)\1|(<=|>=|!=|==|=|<|>)|([,&])|([^\s"'`,&=<>!](?:[^"'`,&=<>!]*[^\s"'`,&=<>!])?))\s*""",
+    re.DOTALL,
 )
 
 

@@ -86,13 +86,27 @@ def _beta(grid: Grid, rows: Floats, hits: Floats) -> Floats:
 
 
 def _climb(terms: Floats, squares: Floats, rows: Floats, hits: Floats, start: Floats) -> Floats:
-    found = start
+    """Climb to the most probable slopes; a step that leads down is halved, since Newton's may overshoot."""
+
+    def height(slopes: Floats) -> Floats:
+        odds = slopes @ terms.T
+        fit = (hits * odds - rows * np.logaddexp(0, odds)).sum(axis=1)
+        return np.asarray(fit - (_PRIOR * (slopes - _AS_STATED) ** 2).sum(axis=1) / 2, dtype=np.float64)
+
+    found, high = start, height(start)
     for _ in range(_STEPS):
         p = special.expit(found @ terms.T)
         slope = (hits - rows * p) @ terms - _PRIOR * (found - _AS_STATED)
         curvature = ((rows * p * (1 - p)) @ squares).reshape(-1, 3, 3) + np.diag(_PRIOR)
-        step = np.clip(np.linalg.solve(curvature, slope[:, :, None])[:, :, 0], -2, 2)
-        found = found + step
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
+        higher = height(found + step)
+        for _ in range(_STEPS):
+            down = higher < high - _ENOUGH
+            if not down.any():
+                break
+            step[down] /= 2
+            higher = height(found + step)
+        found, high = found + step, higher
         if np.abs(step).max() < _ENOUGH:
             break
     return found

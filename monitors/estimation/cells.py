@@ -13,8 +13,8 @@ import numpy as np
 from mlflow_flywheel.monitors.outcomes import Codes, Floats
 from mlflow_flywheel.pipelines.gate import PROBABILITY_FLOOR
 
-# Cells for each sample that is looked at; both samples' quantiles are edges.
-_CELLS = 100
+# Most cells for each sample that is looked at, and rows that a cell is worth; both samples' quantiles are edges.
+_CELLS, _ROWS = 100, 10
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Grid:
     def over(cls, *samples: Floats) -> Grid:
         """Make one in which each sample's probabilities are spread evenly; ties stay in one cell."""
         bounded = [bounded_probability(sample) for sample in samples if len(sample)]
-        steps = np.linspace(0, 1, _CELLS + 1)[1:-1]
-        edges = np.unique(np.concatenate([np.quantile(s, steps, method="lower") for s in bounded]))
+        edges = np.unique(np.concatenate([np.quantile(s, _steps(len(s)), method="lower") for s in bounded]))
         together = np.concatenate(bounded)
         place = np.searchsorted(edges, together, side="right")
         rows = np.bincount(place, minlength=len(edges) + 1)
@@ -50,6 +49,10 @@ class Grid:
         n = int(blocks.max()) + 1
         flat = np.bincount(blocks * len(self) + places, weights=values, minlength=n * len(self))
         return flat.astype(np.float64).reshape(n, len(self))
+
+
+def _steps(rows: int) -> Floats:
+    return np.linspace(0, 1, min(_CELLS, rows // _ROWS + 2) + 1)[1:-1]
 
 
 def bounded_probability(values: Floats) -> Floats:

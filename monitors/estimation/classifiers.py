@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import special
 
-from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weights
+from mlflow_flywheel.monitors.measures import MOST_RANKED, REPLICATES, Measured, block_weights
 from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of, probabilities
 from mlflow_flywheel.pipelines.gate import class_codes
 from mlflow_flywheel.pipelines.training_files import PREDICTION
@@ -25,10 +25,7 @@ from mlflow_flywheel.pipelines.training_files import PREDICTION
 from .calibrators import Calibration, calibrate
 from .cells import Grid, bounded_probability
 
-# Of more classes only the accuracy is estimated: each class has a calibrator of its own, and few rows to fit it.
-MOST_CLASSES = 30
 _STEP = 1e-5
-_ADDED = ("log_loss", "brier", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -163,9 +160,10 @@ class Classifier:
         )
 
     def _columns(self) -> Sequence[int]:
+        """Return what is asked: of many classes only the accuracy, since each has few rows to fit its calibrator."""
         if self._binary:
             return (1,)
-        return (-1, *range(len(self.task.classes))) if len(self.task.classes) <= MOST_CLASSES else (-1,)
+        return (-1, *range(len(self.task.classes))) if len(self.task.classes) <= MOST_RANKED else (-1,)
 
     def _sums(self, question: _Question, answers: Answers) -> _Sums:
         places = question.grid.place(question.score(answers))
@@ -189,10 +187,10 @@ class Classifier:
                     shares.append((p * part.rows).sum(axis=1) / n)
                     areas.append(_area(p * part.rows, (1 - p) * part.rows))
             if shares:
-                every = np.stack([1 - shares[0], shares[0]] if self._binary else shares)
+                every = np.stack([1 - shares[0], shares[0]] if self._binary else np.broadcast_arrays(*shares))
                 entropy = special.entr(every / every.sum(axis=0)).sum(axis=0)
                 total["skill"] = np.where(entropy > 0, 1 - total["log_loss"] / entropy, np.nan)
-                total["auc"] = np.mean(areas, axis=0)
+                total["auc"] = np.asarray(sum(areas) / len(areas), dtype=np.float64)
         return total
 
     def _chance(self, sums: Sequence[_Sums], whole: Sequence[_Sums]) -> dict[str, float]:

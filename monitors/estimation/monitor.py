@@ -22,7 +22,7 @@ from mlflow_flywheel.monitors.outcomes import Task, infer_task, outcomes
 from mlflow_flywheel.monitors.reference import Reference
 from mlflow_flywheel.monitors.verdicts import Status, Verdict
 from mlflow_flywheel.monitors.windows import Window
-from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION
+from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION, PREDICTION_PROBA
 
 from .estimator import Estimator, teach, with_recent
 from .trust import Compared, by_period, compare, distrusted, misses
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow_flywheel.monitors.policy import PolicySpec
 
 MONITOR = "estimation"
-_SHOWN = ("auc", "log_loss", "skill", "accuracy", "mae")
+_SHOWN = ("auc", "log_loss", "skill", "mae")
 _SERIES = ("auc", "log_loss", "accuracy", "mae")
 
 
@@ -73,7 +73,7 @@ def estimation(
         few = f"{rows.num_rows:,} rows in the window, fewer than {spec.min_rows:,}"
         return Verdict(MONITOR, "unknown", f"{few}: too few to judge", window, metrics)
     task = infer_task(reference.outcomes(), rows)
-    asked = rows if before is None else pa.concat_tables([rows, before], promote_options="permissive")
+    asked = pa.concat_tables([_answers(each) for each in (rows, before) if each is not None])
     plain = teach(reference.table, reference.feature_names, asked, task, spec.seed)
     if isinstance(plain, str):
         return Verdict(MONITOR, "unknown", plain, window, metrics)
@@ -81,7 +81,7 @@ def estimation(
     shown, now = learnt.estimate(rows), learnt.estimate(rows, resampled=True)
     if shown is None or now is None:
         return Verdict(MONITOR, "unknown", "no row has an answer that can be judged", window, metrics)
-    # The reference's own bootstrap draws the blocks that taught the estimator: equal draws make the comparison paired.
+    # Equal draws of the reference's blocks taught the estimator when nothing else did: then both sides are paired.
     yardstick = measure(outcomes(reference.outcomes(), task), spec.seed)
     margins = (spec.loss_margin, spec.ranking_margin, spec.confidence)
     checks = list(loss_checks(now, yardstick, task.kind == "regression", *margins))
@@ -124,6 +124,10 @@ class EstimationMonitor(Monitor):
             EstimationSpec.of(look.policy),
             own if own.num_rows else None,
         )
+
+
+def _answers(rows: pa.Table) -> pa.Table:
+    return rows.select([n for n in (PREDICTION, PREDICTION_PROBA, "event_time") if n in rows.column_names])
 
 
 def _taught(
@@ -177,12 +181,13 @@ def _summary(
     rows: pa.Table,
 ) -> str:
     parts = []
-    for name in (n for n in _SHOWN if n in shown.metrics):
+    for name in [n for n in _SHOWN if n in shown.metrics] or list(shown.metrics):
         low, high = shown.interval(name, confidence)
         was = f", reference {yardstick.metrics[name]:.3f}" if name in yardstick.metrics else ""
         parts.append(f"{name} {shown.metrics[name]:.3f} ({low:.3f} to {high:.3f}{was})")
     labelled = rows.num_rows - rows[LABEL].null_count
     text = f"estimated {', '.join(parts)} on {shown.rows:,} rows, {labelled:,} of them with a label by now"
     text += failed(checks)
-    said = [f"{c.metric} {c.estimated:.3f} against {c.realised:.3f}" for c in came if c.metric in _SHOWN]
-    return text + (f"; where labels came, estimated against realised: {', '.join(said)}" if said else "")
+    judged = {check.metric for check in checks}
+    said = [f"{c.metric} {c.estimated:.3f} and came as {c.realised:.3f}" for c in came if c.metric in judged]
+    return text + (f"; of rows with a label it had estimated {', '.join(said)}" if said else "")
