@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-batch bench-loop bench-web bench-stream drill-stream
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-batch bench-estimation bench-loop bench-web bench-stream drill-stream
 
 setup: $(STAMP)
 
@@ -28,6 +28,9 @@ test-pulsar: pulsar
 
 bench-batch: setup
 	$(BIN)/python benchmarks/batch.py
+
+bench-estimation: setup
+	$(BIN)/python benchmarks/estimation.py
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py
