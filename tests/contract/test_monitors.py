@@ -235,6 +235,7 @@ def test_what_is_drawn_of_a_deployment_is_measured_of_its_own_rows(
     for deployment in DEPLOYMENTS:
         own = situations["calm"].of(deployment.name)
         assert own.rows.num_rows == N // 3 and own.deployments == (deployment,)
+        assert own.before.num_rows == (N if deployment.name == "web" else 0)
         verdict = monitor.look(own) if monitor.series else None
         measured |= set(verdict.metrics) if verdict is not None else set()
     assert not monitor.series or {metric for metric, _ in monitor.series} & measured

@@ -75,7 +75,7 @@ def test_input_that_waits_for_longer_than_two_runs_is_an_alarm() -> None:
     assert (
         done is not None
         and done.status == "ok"
-        and "all input is scored, the newest is 9d old" in done.summary
+        and done.summary == "web: no input waits, newest input 9d old"
     )
     asked = judged(nightly(3 * DAY, every=None), max_age="40d")
     assert asked is not None and asked.status == "ok"
