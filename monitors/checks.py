@@ -18,7 +18,8 @@ from .verdicts import Status
 class Check:
     """One question: how much worse (`change`, with its interval at the confidence), and how much is tolerated.
 
-    `spread` is the standard deviation of `change`, `blocks` the fewest blocks of rows that it rests on.
+    `spread` is the standard deviation of `change`, `blocks` the fewest blocks of rows that it rests on. A `strict` one
+    warns only of what is surely worse at all.
     """
 
     name: str
@@ -29,11 +30,14 @@ class Check:
     limit: float
     spread: float
     blocks: int
+    strict: bool = False
 
     @property
     def status(self) -> Status:
         """`alarm` when it is surely worse than tolerated, `warn` when it looks so."""
-        return "alarm" if self.low > self.limit else "warn" if self.change > self.limit else "ok"
+        if self.low > self.limit:
+            return "alarm"
+        return "warn" if self.change > self.limit and (self.low > 0 or not self.strict) else "ok"
 
     def row(self) -> dict[str, Any]:
         """Return the evidence row."""

@@ -9,7 +9,7 @@ estimates that were wrong lately is only a warning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -84,7 +84,10 @@ def estimation(
     # Equal draws of the reference's blocks taught the estimator when nothing else did: then both sides are paired.
     yardstick = measure(outcomes(reference.outcomes(), task), spec.seed)
     margins = (spec.loss_margin, spec.ranking_margin, spec.confidence)
-    checks = list(loss_checks(now, yardstick, task.kind == "regression", *margins))
+    checks = [
+        replace(check, strict=True)
+        for check in loss_checks(now, yardstick, task.kind == "regression", *margins)
+    ]
     came = compare(learnt, rows, window, spec.confidence, spec.min_rows)
     periods = by_period(learnt, rows, window, spec.confidence, spec.min_rows)
     if before is not None:
