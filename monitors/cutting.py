@@ -109,7 +109,7 @@ def _levels(numbers: npt.NDArray[np.float64]) -> pa.ChunkedArray:
 def _quarters(name: str, numbers: list[npt.NDArray[np.float64]]) -> Iterator[Part]:
     """Yield the spans between the last sample's quartiles, and the missing."""
     edges = np.unique(np.nanquantile(numbers[-1], _QUARTERS, method="lower"))
-    shown = [f"{edge:.6g}" for edge in edges]
+    shown = [f"{edge:.4g}" for edge in edges]
     for place in range(len(edges) + 1):
         low = edges[place - 1] if place else -np.inf
         high = edges[place] if place < len(edges) else np.inf

@@ -254,7 +254,9 @@ def _series(found: list[Slice]) -> dict[str, float]:
 def _metric_name(name: str) -> str:
     for sign, word in (("<=", " to "), (">=", " from "), ("!=", " not "), ("<", " below "), (">", " above ")):
         name = name.replace(sign, word)
-    return re.sub(r"[^\w\-]+", " ", name).strip()[:_NAME_LENGTH].strip() or "slice"
+    # Dots in a row, or at an end, are parts of a path to MLflow.
+    name = re.sub(r"[^\w\-.]+|\.\.+", " ", name).strip(" .")
+    return name[:_NAME_LENGTH].strip(" .") or "slice"
 
 
 def _summary(
