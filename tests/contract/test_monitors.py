@@ -114,7 +114,8 @@ def odd_names() -> Look:
         return {name: rng.normal(size=N) for name in ODD} | words
 
     cut = [column for name in ODD for column in (quoted(name), quoted(f"{name} word"))]
-    return look(rows_of(named(1)), reference(named(0)), slices=", ".join(cut))
+    model = scorer_of(lambda frame: (frame[ODD[0]] > 0) * 1.0, *ODD)
+    return look(rows_of(named(1)), reference(named(0)), load=lambda: model, slices=", ".join(cut))
 
 
 def many_categories() -> Look:
