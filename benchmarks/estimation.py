@@ -49,7 +49,7 @@ GOALS = {
 START = datetime(2013, 2, 1, tzinfo=timezone.utc)
 DAYS = 28
 WINDOW = Window(START, START + timedelta(days=DAYS))
-CLASSIFIER_RUNS, REGRESSOR_RUNS, SPLITS = 150, 30, 12
+CLASSIFIER_RUNS, REGRESSOR_RUNS, SPLITS = 60, 15, 8
 KINDS = {"without drift": {}, "other rows": {"centre": 0.8}, "other meaning": {"concept": 1.0}}
 Columns = dict[str, Any]
 
@@ -140,10 +140,7 @@ def simulate(setting: Setting) -> Iterator[dict[str, Any]]:
                 setting.draw(rng, setting.rows, setting.day, **change), FEATURE_PREFIX, "event_time"
             )
             verdict = estimation(rows, reference, WINDOW)
-            hidden = rows.set_column(
-                rows.column_names.index("label"), "label", pa.nulls(len(rows), pa.float64())
-            )
-            alarms += estimation(hidden, reference, WINDOW).status == "alarm"
+            alarms += any(row.get("status") == "alarm" for row in verdict.evidence)
             told += "not to be trusted" in verdict.summary
             was = reference_metrics(reference)
             for name in setting.metrics:
