@@ -8,11 +8,6 @@ machine; about two minutes of one core.
 
 from __future__ import annotations
 
-import os
-
-# Small matrices: threads of BLAS would only wait for each other.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

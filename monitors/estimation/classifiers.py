@@ -24,6 +24,7 @@ from mlflow_flywheel.pipelines.training_files import PREDICTION
 
 from .calibrators import Calibration, calibrate
 from .cells import Grid, bounded_probability
+from .threads import on_one_thread
 
 _STEP = 1e-5
 
@@ -128,6 +129,7 @@ class Classifier:
         """The kinds of calibrators that were chosen, one per question."""
         return tuple(question.calibration.kind for question in self._questions)
 
+    @on_one_thread
     def estimate(self, table: pa.Table, resampled: bool = False) -> Measured | None:
         """Return the expected metrics of rows, and what else they could be; None when they have no probabilities.
 

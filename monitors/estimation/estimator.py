@@ -15,6 +15,7 @@ from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL, PREDICTI
 
 from .classifiers import Answers, Classifier
 from .losses import Losses
+from .threads import on_one_thread
 
 # Fewer labelled rows, or of fewer blocks of time, teach nothing that could be checked.
 LEAST_ROWS = 100
@@ -38,6 +39,7 @@ class Estimator(Protocol):
     def estimate(self, table: pa.Table, resampled: bool = False) -> Measured | None: ...
 
 
+@on_one_thread
 def teach(known: pa.Table, names: tuple[str, ...], asked: pa.Table, task: Task, seed: int) -> Estimator | str:
     """Return an estimator that has learnt from labelled rows, or in words why there is none.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weight
 from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of
 from mlflow_flywheel.monitors.reference import FEATURE_PREFIX
 from mlflow_flywheel.pipelines.training_files import PREDICTION
+
+from .threads import on_one_thread
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -80,8 +81,7 @@ class Losses:
         self.blocks = int(known.blocks.max()) + 1
         self._seed = seed
         self._features = _Features(table, names)
-        with _one_thread():
-            self._fit(self._features.of(table, ""), _loss(known), known.blocks)
+        self._fit(self._features.of(table, ""), _loss(known), known.blocks)
 
     def _fit(self, rows: Floats, loss: Floats, blocks: Codes) -> None:
         fold = blocks % min(_FOLDS, self.blocks)
@@ -101,14 +101,14 @@ class Losses:
         self._level = sums[0] / np.maximum(sums[1], _LEAST)
         self._noise, self._shared = _noise(loss, self._level[0] * unseen, blocks)
 
+    @on_one_thread
     def estimate(self, table: pa.Table, resampled: bool = False) -> Measured | None:
         """Return the expected metric of rows; see `Classifier.estimate`."""
         table = table.filter(_answered(table[PREDICTION]))
         if table.num_rows == 0:
             return None
         rows, blocks = self._features.of(table, FEATURE_PREFIX), blocks_of(table)
-        with _one_thread():
-            each = np.stack([np.maximum(model.predict(rows), 0) for model in self._models])
+        each = np.stack([np.maximum(model.predict(rows), 0) for model in self._models])
         shape = each.mean(axis=1) / self._usual
         expected = each.mean(axis=0)
         n_blocks = int(blocks.max()) + 1
@@ -158,14 +158,6 @@ def _jackknife(values: Floats) -> float:
     if n < 2 or centre <= 0:
         return 0.0
     return math.sqrt((n - 1) / n * float(((values - centre) ** 2).sum())) / centre
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """Keep boosting on one thread: its threads wait by spinning, and where others use the cores too they take minutes."""
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[Any] = threadpool_limits(1, "openmp")
-    return limits
 
 
 def _model(categorical: Sequence[bool], seed: int) -> HistGradientBoostingRegressor:

@@ -83,17 +83,12 @@ def estimation(
         return Verdict(MONITOR, "unknown", "no row has an answer that can be judged", window, metrics)
     # Equal draws of the reference's blocks taught the estimator when nothing else did: then both sides are paired.
     yardstick = measure(outcomes(reference.outcomes(), task), spec.seed)
-    margins = (spec.loss_margin, spec.ranking_margin, spec.confidence)
-    checks = [
-        replace(check, strict=True)
-        for check in loss_checks(now, yardstick, task.kind == "regression", *margins)
-    ]
+    checks = _checks(now, yardstick, task, spec)
     came = compare(learnt, rows, window, spec.confidence, spec.min_rows)
     periods = by_period(learnt, rows, window, spec.confidence, spec.min_rows)
     if before is not None:
         periods = by_period(plain, before, window.before(), spec.confidence, spec.min_rows) + periods
-    judged = next((check.metric for check in checks), "")
-    missed, compared = misses(periods, judged)
+    missed, compared = misses(periods, checks[0].metric if checks else "")
     doubted = distrusted(missed, compared, spec.confidence)
     metrics |= _numbers(shown, came, spec.confidence)
     metrics |= {"compared_periods": compared, "missed_periods": missed}
@@ -105,9 +100,9 @@ def estimation(
     summary = _summary(shown, yardstick, checks, came, spec.confidence, rows)
     if doubted:
         summary += (
-            f"; estimates are not to be trusted now: {judged} was outside of its interval in {missed} of "
+            f"; estimates are not to be trusted now: {checks[0].metric} was outside of its interval in "
         )
-        summary += f"{compared} periods with labels"
+        summary += f"{missed} of {compared} periods with labels"
     return Verdict(MONITOR, _status(checks, doubted), summary, window, metrics, evidence)
 
 
@@ -141,6 +136,12 @@ def _taught(
         return None
     made = teach(both, reference.feature_names, asked, task, seed)
     return None if isinstance(made, str) else made
+
+
+def _checks(now: Measured, yardstick: Measured, task: Task, spec: EstimationSpec) -> list[Check]:
+    margins = (spec.loss_margin, spec.ranking_margin, spec.confidence)
+    found = loss_checks(now, yardstick, task.kind == "regression", *margins)
+    return [replace(check, strict=True) for check in found]
 
 
 def _status(checks: Sequence[Check], doubted: bool) -> Status:
