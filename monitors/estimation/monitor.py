@@ -113,15 +113,13 @@ class EstimationMonitor(Monitor):
     series = tuple((f"estimated_{name}", f"estimated_{name}") for name in _SERIES)
 
     def look(self, look: Look) -> Verdict:
+        spec = EstimationSpec.of(look.policy)
+        if look.deployment is not None:
+            # Only a point of its series: another read for each deployment is not worth it.
+            return estimation(look.rows, look.reference, look.window, spec)
         before = look.before
         own = before.filter(pc.equal(before["model_version"], look.version))
-        return estimation(
-            look.rows,
-            look.reference,
-            look.window,
-            EstimationSpec.of(look.policy),
-            own if own.num_rows else None,
-        )
+        return estimation(look.rows, look.reference, look.window, spec, own if own.num_rows else None)
 
 
 def _answers(rows: pa.Table) -> pa.Table:
