@@ -3,7 +3,7 @@
 Made-up rows without drift, with other rows (covariate drift) and with another meaning (concept drift: no estimate can see
 it, the comparison with labels must say so), and a year of real flights by month for the January model. Beside it: whether
 intervals of realised metrics hold when rows of one day are alike, drawn by rows and by days. No figure depends on the
-machine; some three minutes of one core.
+machine; some four minutes of one core.
 """
 
 from __future__ import annotations
