@@ -152,6 +152,7 @@ def slices(
     found = list(_slices(rows, reference, window, spec, problems)) if rows.num_rows >= spec.min_rows else []
     adjusted = benjamini_hochberg(np.array([each.p_value for each in found], dtype=np.float64))
     found = [replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
+    series = _series(found)  # in the setting's order: names must not wander between slices
     found.sort(key=lambda each: (not each.worse(spec), -_loss(each)))
     worse = [each for each in found if each.worse(spec)]
     compared = sum(each.check is not None for each in found)
@@ -166,7 +167,7 @@ def slices(
     }
     summary = "; ".join([_summary(rows, reference, found, compared, spec), *problems])
     evidence = [each.row(spec) for each in found]
-    return Verdict(MONITOR, status, summary, window, metrics | _series(found), evidence)
+    return Verdict(MONITOR, status, summary, window, metrics | series, evidence)
 
 
 class SlicesMonitor(Monitor):
