@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream bench-estimation
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ bench-backtest: setup
 
 bench-batch: setup
 	$(BIN)/python benchmarks/batch.py
+
+bench-estimation: setup
+	$(BIN)/python benchmarks/estimation.py
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py

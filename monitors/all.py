@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _MONITORS = {
     "drift": "drift:DriftMonitor",
     "performance": "performance:PerformanceMonitor",
+    "estimation": "estimation.monitor:EstimationMonitor",
+    "slices": "slices:SlicesMonitor",
     "quality": "quality:QualityMonitor",
     "latency": "latency:LatencyMonitor",
     "freshness": "freshness:FreshnessMonitor",

@@ -21,6 +21,8 @@ from mlflow_flywheel.pipelines.gate import PROBABILITY_FLOOR
 from .outcomes import Codes, Floats, Outcomes
 
 REPLICATES = 1000
+# Each class is sorted for its AUC; of more classes it would take longer than anything else.
+MOST_RANKED = 30
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,15 @@ def measure(sample: Outcomes, seed: int = 0, replicates: int = REPLICATES) -> Me
     """Measure labelled rows. Metrics that are not defined (one class only, no spread) are left out.
 
     Classifiers: `accuracy`, `f1` or `f1_macro`; with probabilities also `log_loss`, `brier`, `skill` (1 - log loss over
-    the entropy of the rows' own base rate: it does not move with the base rate alone) and, of two classes, `auc`.
+    the entropy of the rows' own base rate: it does not move with the base rate alone) and `auc` (of more than two classes the mean of each one's
+    against all others).
     Regressors: `mae`, `rmse`, `r2`, `bias` (mean of predicted minus true), and `skill` (1 - mae over that of the rows'
     own median).
     """
     n_blocks = int(sample.blocks.max()) + 1 if len(sample) else 0
     if n_blocks == 0:
         return Measured({}, {}, 0, 0)
-    rng = np.random.default_rng(seed)
-    cells = (
-        rng.integers(0, n_blocks, (replicates, n_blocks)) + np.arange(1, replicates + 1)[:, None] * n_blocks
-    )
-    weights = np.bincount(cells.ravel(), minlength=(replicates + 1) * n_blocks).astype(np.float64)
-    weights = weights.reshape(replicates + 1, n_blocks)
-    weights[0] = 1.0  # the sample itself
+    weights = block_weights(n_blocks, seed, replicates)
     formula = _regression if sample.kind == "regression" else _classification
     with np.errstate(divide="ignore", invalid="ignore"):
         values = formula(sample, weights)
@@ -65,6 +62,18 @@ def measure(sample: Outcomes, seed: int = 0, replicates: int = REPLICATES) -> Me
         len(sample),
         n_blocks,
     )
+
+
+def block_weights(n_blocks: int, seed: int, replicates: int = REPLICATES) -> Floats:
+    """Return how often each block is drawn: first the sample itself (ones), then a row per bootstrap replicate."""
+    rng = np.random.default_rng(seed)
+    cells = (
+        rng.integers(0, n_blocks, (replicates, n_blocks)) + np.arange(1, replicates + 1)[:, None] * n_blocks
+    )
+    weights = np.bincount(cells.ravel(), minlength=(replicates + 1) * n_blocks).astype(np.float64)
+    weights = weights.reshape(replicates + 1, n_blocks)
+    weights[0] = 1.0
+    return weights
 
 
 def quantiles(values: Floats, blocks: int, tail: float) -> tuple[float, float]:
@@ -112,14 +121,25 @@ def _classification(sample: Outcomes, weights: Floats) -> dict[str, Floats]:
     values["log_loss"] = log_loss
     values["skill"] = np.where(entropy > 0, 1 - log_loss / entropy, np.nan)
     if sample.kind == "binary":
-        positive, score = truth == 1, sample.proba[:, 1]
-        values["brier"] = add((score - positive) ** 2) / n
-        area, influence = auc_with_influence(positive, score)
-        values["auc"] = area + add(influence) / n
+        values["brier"] = add((sample.proba[:, 1] - (truth == 1)) ** 2) / n
     else:
         squares = (sample.proba**2).sum(axis=1) - 2 * of_truth + 1
         values["brier"] = add(squares) / n
+    if k <= MOST_RANKED:
+        area, influence = _mean_auc(truth, sample.proba)
+        values["auc"] = area + add(influence) / n
     return values
+
+
+def _mean_auc(truth: Codes, proba: Floats) -> tuple[float, Floats]:
+    """Return the mean over the classes that are present of each one's AUC against all others, and each row's pull."""
+    columns = (1,) if proba.shape[1] == 2 else range(proba.shape[1])
+    found = [auc_with_influence(truth == column, proba[:, column]) for column in columns]
+    known = [each for each in found if math.isfinite(each[0])]
+    if not known:
+        return math.nan, np.zeros(len(truth))
+    areas, pulls = zip(*known, strict=True)
+    return float(np.mean(areas)), np.asarray(np.mean(pulls, axis=0), dtype=np.float64)
 
 
 def _regression(sample: Outcomes, weights: Floats) -> dict[str, Floats]:

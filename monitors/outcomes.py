@@ -32,7 +32,10 @@ _UNTIMED_BLOCKS = 200
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Labelled rows, ready to be measured. Classifiers hold class codes (-1: a label the model does not know)."""
+    """Labelled rows, ready to be measured. Classifiers hold class codes (-1: a label the model does not know).
+
+    `places` are the rows' positions in the table that they were read from.
+    """
 
     kind: Kind
     classes: tuple[str, ...]
@@ -40,6 +43,7 @@ class Outcomes:
     predicted: Floats | Codes
     proba: Floats | None
     blocks: Codes
+    places: Codes
     unreadable: int = 0
 
     def __len__(self) -> int:
@@ -94,7 +98,8 @@ def outcomes(table: pa.Table, task: Task) -> Outcomes:
 
     A label that cannot be read (a word where a regressor's number should be) is counted as unreadable.
     """
-    table = table.filter(pc.and_(pc.is_valid(table[LABEL]), pc.is_valid(table[PREDICTION])))
+    both = pc.and_(pc.is_valid(table[LABEL]), pc.is_valid(table[PREDICTION])).to_numpy()
+    table = table.filter(pa.array(both))
     truth, predicted = _read(table[LABEL], task), _read(table[PREDICTION], task)
     readable = ~(np.isnan(truth) | np.isnan(predicted))
     proba = probabilities(table) if task.kind != "regression" else None
@@ -107,7 +112,8 @@ def outcomes(table: pa.Table, task: Task) -> Outcomes:
         predicted[readable],
         None if proba is None else proba[readable],
         # Numbered again: a block that lost all its rows must not be drawn.
-        np.unique(_blocks(table)[readable], return_inverse=True)[1],
+        np.unique(blocks_of(table)[readable], return_inverse=True)[1],
+        np.flatnonzero(both)[readable],
         int((~readable).sum()),
     )
 
@@ -124,7 +130,8 @@ def _number(value: object) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _blocks(table: pa.Table) -> Codes:
+def blocks_of(table: pa.Table) -> Codes:
+    """Return a block number, 0 and up, per row: days where times are known (`time_blocks`), runs of rows elsewhere."""
     if "event_time" in table.column_names and table["event_time"].null_count == 0:
         return time_blocks(table["event_time"])
     n = table.num_rows

@@ -8,7 +8,6 @@ log loss alone moves whenever the base rate does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,13 @@ import pyarrow.compute as pc
 
 from mlflow_flywheel.pipelines.training_files import LABEL
 
+from .checks import Check, beyond, failed, finite, loss_checks, status_of
 from .floors import Floor
 from .look import Look, Monitor
-from .measures import Measured, measure, quantiles
+from .measures import Measured, measure
 from .outcomes import Outcomes, Task, infer_task, outcomes
 from .reference import Reference
-from .verdicts import Status, Verdict
+from .verdicts import Verdict
 from .windows import Window
 
 if TYPE_CHECKING:
@@ -62,23 +62,6 @@ class PerformanceSpec:
         )
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question: how much worse (`change`, with its interval at the confidence), and how much is tolerated."""
-
-    name: str
-    metric: str
-    change: float
-    low: float
-    high: float
-    limit: float
-
-    @property
-    def status(self) -> Status:
-        """`alarm` when it is surely worse than tolerated, `warn` when it looks so."""
-        return "alarm" if self.low > self.limit else "warn" if self.change > self.limit else "ok"
-
-
 def performance(
     rows: pa.Table, reference: Reference | None, window: Window, spec: PerformanceSpec | None = None
 ) -> Verdict:
@@ -100,13 +83,13 @@ def performance(
     if not now.metrics:
         return Verdict(MONITOR, "unknown", "no label can be compared with its prediction", window, metrics)
     checks = list(_checks(now, before, task, spec))
-    statuses = {check.status for check in checks}
-    status: Status = "alarm" if "alarm" in statuses else "warn" if "warn" in statuses else "ok"
     metrics |= now.metrics
     for name in now.metrics:
         metrics[f"{name}_low"], metrics[f"{name}_high"] = now.interval(name, spec.confidence)
-    evidence = [*_metric_rows(now, before, spec), *_check_rows(checks)]
-    return Verdict(MONITOR, status, _summary(now, before, checks, sample), window, metrics, evidence)
+    evidence = [*_metric_rows(now, before, spec), *(check.row() for check in checks)]
+    return Verdict(
+        MONITOR, status_of(checks), _summary(now, before, checks, sample), window, metrics, evidence
+    )
 
 
 class PerformanceMonitor(Monitor):
@@ -136,51 +119,13 @@ def _yardstick(known: pa.Table | None, task: Task, seed: int) -> Measured | None
 
 def _checks(now: Measured, before: Measured | None, task: Task, spec: PerformanceSpec) -> Iterator[Check]:
     if before is not None:
-        if task.kind == "regression":
-            yield from _against(now, before, "mae", spec.loss_margin, spec.confidence, relative=True)
-        elif "skill" in now.metrics and "skill" in before.metrics:
-            yield from _against(now, before, "skill", spec.loss_margin, spec.confidence)
-        else:
-            yield from _against(now, before, "accuracy", spec.loss_margin, spec.confidence)
-        yield from _against(now, before, "auc", spec.ranking_margin, spec.confidence)
+        margins = (spec.loss_margin, spec.ranking_margin)
+        yield from loss_checks(now, before, task.kind == "regression", *margins, spec.confidence)
     # A model that never beat a constant answer (class weights distort its probabilities, say) has no such floor.
     if before is None or before.metrics.get("skill", 0.0) >= 0:
-        yield from _beyond(now, Floor(metric="skill", sense=">=", limit=0.0), spec.confidence)
+        yield from beyond(now, Floor(metric="skill", sense=">=", limit=0.0), spec.confidence)
     for floor in spec.floor:
-        yield from _beyond(now, floor, spec.confidence)
-
-
-def _against(
-    now: Measured, before: Measured, metric: str, margin: float, confidence: float, relative: bool = False
-) -> Iterator[Check]:
-    if metric not in now.metrics or metric not in before.metrics:
-        return
-    new, old = now.metrics[metric], before.metrics[metric]
-    news, olds = now.replicates[metric], before.replicates[metric]
-    if relative:
-        if old <= 0:
-            return
-        change, changes = new / old - 1, news / np.where(olds > 0, olds, np.nan) - 1
-    else:
-        change, changes = old - new, olds - news
-    low, high = quantiles(changes, min(now.blocks, before.blocks), 1 - confidence)
-    yield Check(f"{metric} against the reference", metric, change, low, high, margin)
-
-
-def _beyond(now: Measured, floor: Floor, confidence: float) -> Iterator[Check]:
-    if floor.metric not in now.metrics:
-        return
-    sign = -1.0 if floor.sense == ">=" else 1.0
-    low, high = quantiles(now.replicates[floor.metric] * sign, now.blocks, 1 - confidence)
-    shift = floor.limit * sign
-    yield Check(
-        f"floor {floor}",
-        floor.metric,
-        now.metrics[floor.metric] * sign - shift,
-        low - shift,
-        high - shift,
-        0.0,
-    )
+        yield from beyond(now, floor, spec.confidence)
 
 
 def _coverage(rows: pa.Table, labelled: pa.Table) -> dict[str, float]:
@@ -203,28 +148,15 @@ def _coverage(rows: pa.Table, labelled: pa.Table) -> dict[str, float]:
 def _metric_rows(now: Measured, before: Measured | None, spec: PerformanceSpec) -> Iterator[dict[str, Any]]:
     for name, value in now.metrics.items():
         low, high = now.interval(name, spec.confidence)
-        row = {"metric": name, "value": value, "low": _finite(low), "high": _finite(high)}
+        row = {"metric": name, "value": value, "low": finite(low), "high": finite(high)}
         if before is not None and name in before.metrics:
             was_low, was_high = before.interval(name, spec.confidence)
             row |= {
                 "reference": before.metrics[name],
-                "reference_low": _finite(was_low),
-                "reference_high": _finite(was_high),
+                "reference_low": finite(was_low),
+                "reference_high": finite(was_high),
             }
         yield row
-
-
-def _check_rows(checks: list[Check]) -> Iterator[dict[str, Any]]:
-    for check in checks:
-        yield {
-            "check": check.name,
-            "metric": check.metric,
-            "worse_by": check.change,
-            "worse_by_low": _finite(check.low),
-            "worse_by_high": _finite(check.high),
-            "tolerated": check.limit,
-            "status": check.status,
-        }
 
 
 def _summary(now: Measured, before: Measured | None, checks: list[Check], sample: Outcomes) -> str:
@@ -234,16 +166,9 @@ def _summary(now: Measured, before: Measured | None, checks: list[Check], sample
 
     text = ", ".join(shown(name) for name in _SHOWN if name in now.metrics)
     text += f" on {now.rows:,} labelled rows"
-    for wanted, words in (("alarm", "surely"), ("warn", "perhaps")):
-        failed = [c for c in checks if c.status == wanted]
-        if failed:
-            text += f"; {words} worse: " + ", ".join(f"{c.name} by {c.change:.3f}" for c in failed)
+    text += failed(checks)
     if before is None:
         text += "; no labelled reference to compare with"
     if sample.unreadable:
         text += f"; {sample.unreadable:,} labels cannot be read as {sample.kind} labels"
     return text
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -19,12 +19,13 @@ from mlflow_flywheel.pipelines.times import as_utc
 
 from .all import NAMES
 from .floors import Floor, parse_floor
+from .slicing import Slices, parse_slices
 from .verdicts import Verdict
 from .windows import Duration, format_duration
 
-Reason = Literal["performance", "labels", "drift", "schedule"]
+Reason = Literal["performance", "labels", "drift", "schedule", "estimation"]
 Action = Literal["none", "alert", "retrain"]
-_BREACH_MONITORS: tuple[Reason, ...] = ("performance", "drift")
+_BREACH_MONITORS: tuple[Reason, ...] = ("performance", "drift", "estimation")
 _ALL = "all"
 
 
@@ -110,6 +111,15 @@ class PolicySpec(Frozen):
         validate_default=True,
         description='bounds that hold for whichever model serves, such as "auc>=0.6,log_loss<=0.7"; a model that is '
         "surely worse than a constant answer raises an alarm in any case",
+    )
+    slices: Annotated[tuple[Slices, ...], BeforeValidator(parse_slices)] = Field(
+        (),
+        validate_default=True,
+        description='parts of the rows that are judged by themselves: columns and comparisons, such as "carrier, '
+        'distance>1000, carrier=UA & origin!=JFK"; at most 50, the rarer categories of a column together',
+    )
+    slice_alarm: bool = Field(
+        False, description="whether a slice that is surely worse raises an alarm, not only a warning"
     )
     retrain_on: Annotated[tuple[Reason, ...], BeforeValidator(_read_list)] = Field(
         ("performance", "labels"),

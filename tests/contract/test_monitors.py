@@ -21,6 +21,7 @@ from support.windows_of import WINDOW, reference_of, two_classes
 from mlflow_flywheel.monitors.all import NAMES, monitors
 from mlflow_flywheel.monitors.look import Deployed, Look, Monitor
 from mlflow_flywheel.monitors.reference import Reference
+from mlflow_flywheel.monitors.slicing import quoted
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
@@ -33,6 +34,7 @@ DEPLOYMENTS = (
     Deployed("late", "stream", SINCE),
 )
 NUMBERS = ("x", "y")
+SLICES = "c, x, y>0 & c!=a"
 
 
 def sample(seed: int, n: int = N) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def look(rows: pa.Table, known: Reference | None, **more: Any) -> Look:
     before = logged(sample(2), WINDOW.before(), **answers(sample(2)))
     loaded = scorer_of(answer_again, *NUMBERS)
     given: dict[str, Any] = {"others": [before], "deployments": DEPLOYMENTS, "load": lambda: loaded}
-    return look_of(rows, known, **(given | {"min_rows": 100, "max_age": "2d"} | more))
+    return look_of(rows, known, **(given | {"min_rows": 100, "max_age": "2d", "slices": SLICES} | more))
 
 
 def changed(**columns: Any) -> Look:
@@ -111,8 +113,9 @@ def odd_names() -> Look:
         words = {f"{name} word": pa.array(rng.choice(ODD, N)) for name in ODD}
         return {name: rng.normal(size=N) for name in ODD} | words
 
+    cut = [column for name in ODD for column in (quoted(name), quoted(f"{name} word"))]
     model = scorer_of(lambda frame: (frame[ODD[0]] > 0) * 1.0, *ODD)
-    return look(rows_of(named(1)), reference(named(0)), load=lambda: model)
+    return look(rows_of(named(1)), reference(named(0)), load=lambda: model, slices=", ".join(cut))
 
 
 def many_categories() -> Look:

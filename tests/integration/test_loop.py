@@ -34,7 +34,7 @@ QUICK = {
 }
 
 
-CALM = [("drift", "ok"), ("performance", "ok"), ("quality", "ok")]
+CALM = [("drift", "ok"), ("performance", "ok"), ("estimation", "ok"), ("quality", "ok")]
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_every_monitor_looks_at_the_table_the_deployments_and_the_model(
     (tmp_path / "in").mkdir()
     (late := tmp_path / "in" / "orders.csv").write_text("a,b,c\n1,2,3\n")
     os.utime(late, times=(day(17).timestamp(),) * 2)
-    records.set_policy(model, QUICK | {"monitors": "all", "retrain_on": ""})
+    records.set_policy(model, QUICK | {"monitors": "all", "retrain_on": "", "slices": "a>0, b"})
     world.serve(range(20), 30)
     world.serve([18], 60, deployments=["shop-night"], mode="batch")
     monkeypatch.setattr(QualityMonitor, "look", _fail)
@@ -196,6 +196,9 @@ def test_every_monitor_looks_at_the_table_the_deployments_and_the_model(
     assert freshness["summary"] == "shop-night: 1 input file waits for 3d (at most 2d)"
     assert (seen["action"], seen["reason"]) == ("alert", freshness["summary"])
     client = MlflowClient(home.tracking_uri)
+    looked = client.get_run(seen["run_id"]).data.metrics
+    assert looked["slices/a above 0/rows"] > looked["slices/compared_slices"] == 5
+    assert looked["estimation/realised_auc"] == pytest.approx(looked["performance/auc"])
     series = client.get_run(str(records.deployment("shop-night").run_id)).data.metrics
     assert series["changed_answers_share"] == 0 and series["input_waiting_hours"] == 72
     assert series["scoring_p99_ms"] >= series["scoring_p50_ms"] > 0

@@ -58,9 +58,8 @@ def test_multiclass_metrics_equal_sklearns_whatever_the_labels_types():
         assert found["log_loss"] == pytest.approx(sk.log_loss(truth, proba))
         assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
         assert found["f1_macro"] == pytest.approx(sk.f1_score(truth, guess, average="macro"))
-        assert "auc" not in found and found["brier"] == pytest.approx(
-            ((proba - np.eye(3)[truth]) ** 2).sum(1).mean()
-        )
+        assert found["auc"] == pytest.approx(sk.roc_auc_score(truth, proba, multi_class="ovr"))
+        assert found["brier"] == pytest.approx(((proba - np.eye(3)[truth]) ** 2).sum(1).mean())
 
 
 def test_regression_metrics_equal_sklearns():

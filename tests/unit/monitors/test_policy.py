@@ -50,6 +50,13 @@ def test_performance_alarm_retrains_after_consecutive_breaches():
     assert state.trained_at == T0 + DAY and state.attempts == (T0 + DAY,)
 
 
+def test_an_estimated_loss_retrains_only_where_that_was_asked_for():
+    steps = [({"estimation": "alarm", "slices": "alarm"}, 900)] * 2
+    for asked, second in (("performance,labels", "none"), ("estimation", "retrain")):
+        spec = PolicySpec.parse({"retrain_on": asked})
+        assert [d.action for d in run(spec, steps)[0]] == ["alert", second]
+
+
 def test_unknown_neither_breaks_nor_lengthens_a_row_of_alarms():
     alarm, unknown, ok = (({"performance": s}, 900) for s in ("alarm", "unknown", "ok"))
     decisions, _ = run(PolicySpec(consecutive=2), [alarm, unknown, unknown, alarm])
