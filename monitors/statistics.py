@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from .samples import MOST_POINTS, Numbers
+
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
@@ -33,46 +35,65 @@ class Comparison:
     psi: float = math.nan
 
 
-def compare_numbers(reference: Floats, current: Floats) -> Comparison:
+def compare_numbers(
+    reference: Numbers, current: Numbers, worth: tuple[float, float] | None = None
+) -> Comparison:
     """Compare two samples of finite numbers: Kolmogorov-Smirnov, and Wasserstein distance over the reference's deviation.
 
-    The deviation is that of the reference. Where that misleads (outliers inflate it, or it is 0), the
-    Kolmogorov-Smirnov distance counts as effect when it is the larger one: a tenth of the rows moved is as relevant as
-    a tenth of a deviation.
+    `reference` is `thinned`. `worth` says how many independent rows each sample is worth (default: its rows). The deviation is that of the
+    reference. Where that misleads (outliers inflate it, or it is 0), the Kolmogorov-Smirnov distance counts as effect
+    when it is the larger one: a tenth of the rows moved is as relevant as a tenth of a deviation.
     """
-    if not len(reference) or not len(current):
+    if not reference.rows or not current.rows:
         return Comparison("ks", math.nan, math.nan, "wasserstein/sigma")
-    a, b = np.sort(reference), np.sort(current)
-    both = np.concatenate([a, b])
-    both.sort(kind="stable")
-    below_a = np.searchsorted(a, both, side="right") / len(a)
-    below_b = np.searchsorted(b, both, side="right") / len(b)
-    gap = np.abs(below_a - below_b)
-    distance = float(gap.max())
-    rows = len(a) * len(b) / (len(a) + len(b))
-    p_value = float(stats.kstwo.sf(distance, max(1, round(rows))))
-    sigma = float(a.std())
-    moved = (
-        float(np.sum(gap[:-1] * np.diff(both)) / sigma) if sigma > 0 else math.inf if distance > 0 else 0.0
-    )
-    psi = population_stability(*_binned(a, b))
+    a, b = worth or (reference.rows, current.rows)
+    distance = _largest_gap(reference, current)
+    p_value = float(stats.kstwo.sf(distance, max(1, round(a * b / (a + b)))))
+    points = min(max(reference.rows, current.rows), MOST_POINTS)
+    shares = (np.arange(points) + 0.5) / points
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = float(np.abs(reference.quantiles(shares) - current.quantiles(shares)).mean())
+        moved = apart / reference.deviation if reference.deviation > 0 else math.inf if distance > 0 else 0.0
+    edges = np.unique(reference.quantiles(np.arange(1, PSI_BINS) / PSI_BINS))
+    counts = [
+        np.diff(side.at_or_below(edges), prepend=0, append=side.rows).astype(np.int64)
+        for side in (reference, current)
+    ]
+    psi = population_stability(*counts)
     if distance > moved or not math.isfinite(moved):
         return Comparison("ks", p_value, distance, "ks distance", distance, psi)
     return Comparison("ks", p_value, moved, "wasserstein/sigma", distance, psi)
 
 
-def compare_counts(reference: Counts, current: Counts) -> Comparison:
+def _largest_gap(reference: Numbers, current: Numbers) -> float:
+    """Return the Kolmogorov-Smirnov distance: the shares at or below any value differ most at one of the reference's,
+    or just below it (where only borders of groups are kept, at those alone).
+    """
+    points = reference.values
+    gap = np.abs(reference.at_or_below(points) / reference.rows - current.at_or_below(points) / current.rows)
+    if not reference.exact:
+        return float(gap.max())
+    under = np.abs(reference.under(points) / reference.rows - current.under(points) / current.rows)
+    return float(max(gap.max(), under.max()))
+
+
+def compare_counts(
+    reference: Counts, current: Counts, worth: tuple[float, float] | None = None
+) -> Comparison:
     """Compare two rows of category counts: chi-squared contingency test, and the Jensen-Shannon distance.
 
-    Rare categories are pooled by their count in both samples together, which keeps the test calibrated. The distance
-    (base 2) has its expectation under "no difference" subtracted, so that many categories and few rows do not look like
-    a change.
+    `worth` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
+    the test calibrated. The distance (base 2) has its expectation under "no difference" subtracted, so that many
+    categories and few rows do not look like a change.
     """
-    table = pool_rare(np.stack([reference, current]))
-    totals = table.sum(axis=1, dtype=np.float64)
-    if totals.min() == 0:
+    both = np.stack([reference, current]).astype(np.float64)
+    if both.sum(axis=1).min() == 0:
         return Comparison("chi-squared", math.nan, math.nan, "jensen-shannon")
     psi = population_stability(reference, current)
+    if worth is not None:
+        both *= (np.asarray(worth) / both.sum(axis=1))[:, None]
+    table = pool_rare(both)
+    totals = table.sum(axis=1)
     k = table.shape[1]
     if k < 2:
         return Comparison("chi-squared", math.nan, 0.0, "jensen-shannon", psi=psi)
@@ -87,21 +108,24 @@ def compare_counts(reference: Counts, current: Counts) -> Comparison:
     return Comparison("chi-squared", p_value, effect, "jensen-shannon", statistic, psi)
 
 
-def compare_shares(hits_a: int, rows_a: int, hits_b: int, rows_b: int) -> Comparison:
+def compare_shares(
+    hits_a: int, rows_a: int, hits_b: int, rows_b: int, worth: tuple[float, float] | None = None
+) -> Comparison:
     """Compare two proportions: two-sided z-test, Fisher's exact test where counts are small; effect is Cohen's h."""
     if rows_a == 0 or rows_b == 0 or hits_a + hits_b == 0:
         return Comparison("proportions", math.nan, 0.0, "cohen's h")
-    p, q, pooled = hits_a / rows_a, hits_b / rows_b, (hits_a + hits_b) / (rows_a + rows_b)
+    p, q = hits_a / rows_a, hits_b / rows_b
     effect = abs(2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q)))
-    least = min(rows_a, rows_b) * min(pooled, 1 - pooled)
-    if least < LEAST_EXPECTED:
-        table = [[hits_a, rows_a - hits_a], [hits_b, rows_b - hits_b]]
+    n, m = worth or (rows_a, rows_b)
+    pooled = (p * n + q * m) / (n + m)
+    if min(n, m) * min(pooled, 1 - pooled) < LEAST_EXPECTED:
+        table = [[round(p * n), round((1 - p) * n)], [round(q * m), round((1 - q) * m)]]
         return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", q - p)
-    z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / rows_a + 1 / rows_b))
+    z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
     return Comparison("proportions", float(2 * special.ndtr(-abs(z))), effect, "cohen's h", z)
 
 
-def pool_rare(table: Counts) -> Counts:
+def pool_rare(table: Floats) -> Floats:
     """Join the columns of a 2 x k table that are too rare for the chi-squared approximation into one.
 
     When even the pool is too rare, it joins the rarest column that is not.
@@ -134,13 +158,3 @@ def benjamini_hochberg(p_values: Floats) -> Floats:
     steps = p_values[order] * len(order) / np.arange(1, len(order) + 1)
     adjusted[order] = np.minimum(1.0, np.minimum.accumulate(steps[::-1])[::-1])
     return adjusted
-
-
-def _binned(reference: Floats, current: Floats) -> tuple[Counts, Counts]:
-    """Count both sorted samples in the bins between the reference's deciles."""
-    edges = np.unique(np.quantile(reference, np.linspace(0, 1, PSI_BINS + 1)[1:-1]))
-    counts = [
-        np.diff(np.searchsorted(s, edges, side="right"), prepend=0, append=len(s))
-        for s in (reference, current)
-    ]
-    return counts[0], counts[1]
