@@ -20,6 +20,7 @@ from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION
 from .column_drift import Change, ColumnDrift, adjusted, compare, notes
 from .columns import Unreadable, kind_of, summarise
 from .dependence import Days, days_of
+from .look import Look, Monitor
 from .profile import PREDICTION_SCORE, Key, known_only, scores_of
 from .reference import FEATURE_PREFIX, Reference
 from .samples import Column
@@ -84,6 +85,19 @@ def drift(
     earlier = _Rows.of(before, spec) if before is not None and before.num_rows >= spec.min_rows else None
     columns = _adjusted(list(_compared(reference, _Rows.of(rows, spec), earlier)))
     return _verdict(columns, n, window, spec, _added(rows, reference), earlier is not None)
+
+
+class DriftMonitor(Monitor):
+    """See `drift`."""
+
+    name = MONITOR
+    series = (("share", "drift_share"),)
+
+    def look(self, look: Look) -> Verdict:
+        spec = DriftSpec.of(look.policy)
+        comparable = look.reference is not None and look.rows.num_rows >= spec.min_rows
+        before = look.before if comparable else None
+        return drift(look.rows, look.reference, look.window, spec, before=before)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from mlflow_flywheel.pipelines.training_files import LABEL
 
 from .floors import Floor
+from .look import Look, Monitor
 from .measures import Measured, measure, quantiles
 from .outcomes import Outcomes, Task, infer_task, outcomes
 from .reference import Reference
@@ -33,6 +34,8 @@ MONITOR = "performance"
 # Fewer labelled reference rows than this are no yardstick.
 _LEAST_REFERENCE = 50
 _SHOWN = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2")
+# What the series of a deployment show of its performance.
+_SERIES = ("auc", "log_loss", "brier", "accuracy", "mae", "rmse")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,16 @@ def performance(
         metrics[f"{name}_low"], metrics[f"{name}_high"] = now.interval(name, spec.confidence)
     evidence = [*_metric_rows(now, before, spec), *_check_rows(checks)]
     return Verdict(MONITOR, status, _summary(now, before, checks, sample), window, metrics, evidence)
+
+
+class PerformanceMonitor(Monitor):
+    """See `performance`."""
+
+    name = MONITOR
+    series = tuple((name, name) for name in _SERIES)
+
+    def look(self, look: Look) -> Verdict:
+        return performance(look.rows, look.reference, look.window, PerformanceSpec.of(look.policy))
 
 
 def reference_metrics(reference: Reference) -> dict[str, float]:

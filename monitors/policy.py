@@ -17,6 +17,7 @@ from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.times import as_utc
 
+from .all import NAMES
 from .floors import Floor, parse_floor
 from .verdicts import Verdict
 from .windows import Duration, format_duration
@@ -24,6 +25,7 @@ from .windows import Duration, format_duration
 Reason = Literal["performance", "labels", "drift", "schedule"]
 Action = Literal["none", "alert", "retrain"]
 _BREACH_MONITORS: tuple[Reason, ...] = ("performance", "drift")
+_ALL = "all"
 
 
 def _read_list(value: object) -> object:
@@ -40,6 +42,11 @@ class PolicySpec(Frozen):
 
     monitor_schedule: str = Field(
         "0 * * * *", description="when monitors run: a cron line of five fields, UTC"
+    )
+    monitors: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        (_ALL,),
+        description=f"which monitors run: {_ALL}, some of {', '.join(NAMES)}, or all but some, such as "
+        f'"-{NAMES[0]}"',
     )
     window: Duration = Field(timedelta(days=30), description="length of the event-time window they look at")
     min_rows: int = Field(200, ge=2, description="fewest rows (labelled, for performance) for a verdict")
@@ -107,12 +114,31 @@ class PolicySpec(Frozen):
             raise ValueError(f'{value!r} is not a cron line of five fields, such as "0 * * * *" (every hour)')
         return value
 
+    @field_validator("monitors")
+    @classmethod
+    def _known_monitors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            bare = name.removeprefix("-")
+            if bare not in NAMES and name != _ALL:
+                raise ValueError(
+                    f"there is no monitor {bare!r}{nearest(bare, NAMES)}; known: {', '.join(NAMES)}, or {_ALL}"
+                )
+        return value
+
     @field_validator("window", "retrain_every", "budget_period", "training_window")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
             raise ValueError(f'{format_duration(value)!r} must be longer than nothing, such as "30d"')
         return value
+
+    @property
+    def watched_by(self) -> tuple[str, ...]:
+        """The names of the monitors that run, also of those that came after the policy was written."""
+        left_out = {name.removeprefix("-") for name in self.monitors if name.startswith("-")}
+        named = {name for name in self.monitors if not name.startswith("-")}
+        every = _ALL in named or (left_out and not named)
+        return tuple(name for name in NAMES if (every or name in named) and name not in left_out)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> PolicySpec:

@@ -162,6 +162,7 @@ class InferenceTable:
         deployment: str | None = None,
         version: str | None = None,
         variant: str | None = None,
+        requests: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
         labelled: bool | None = None,
         known_before: datetime | None = None,
@@ -170,7 +171,7 @@ class InferenceTable:
     ) -> pa.Table:
         """Return predictions with their labels, one row per prediction.
 
-        `start` <= event_time < `end`. `labelled` True keeps rows with a label, False those without, None both.
+        `start` <= event_time < `end`. `requests` keeps rows with one of these `client_request_id`s. `labelled` True keeps rows with a label, False those without, None both.
         `known_before` counts only labels whose `label_time` is before it: what was known at that time;
         `received_before` only labels that had reached a door of ours by then.
         Label columns are `label`, `label_time`, `received_time` and `label_source`, null while no label came.
@@ -178,6 +179,9 @@ class InferenceTable:
         where, parameters = _filters(
             start, end, deployment=deployment, model_version=version, variant=variant
         )
+        if requests is not None:
+            where = f"{where or 'WHERE true'} AND client_request_id IN (SELECT unnest(?))"
+            parameters.append(list(requests))
         wanted = list(columns) if columns is not None else None
         chosen = "*" if wanted is None else ", ".join(_quoted(name) for name in wanted)
         labels_needed = labelled is not None or wanted is None or bool(set(wanted) & set(LABEL_COLUMNS))

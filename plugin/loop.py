@@ -6,7 +6,7 @@ Nothing is done twice: verdicts and actions are keyed by model and `as_of`, so a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_flywheel.monitors.all import monitors
 from mlflow_flywheel.monitors.drift import MONITOR as DRIFT
-from mlflow_flywheel.monitors.drift import DriftSpec, drift
-from mlflow_flywheel.monitors.performance import PerformanceSpec, performance, reference_metrics
+from mlflow_flywheel.monitors.drift import DriftSpec
+from mlflow_flywheel.monitors.look import Look, Monitor
+from mlflow_flywheel.monitors.performance import MONITOR as PERFORMANCE
+from mlflow_flywheel.monitors.performance import reference_metrics
 from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, decide
-from mlflow_flywheel.monitors.reference import Reference, load_reference
 from mlflow_flywheel.monitors.reporting import deployment_run, log_deployment_metrics, log_monitor_run
-from mlflow_flywheel.monitors.verdicts import Verdict
-from mlflow_flywheel.monitors.windows import Window, last_window
+from mlflow_flywheel.monitors.verdicts import Verdict, worst
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
 from mlflow_flywheel.pipelines.times import as_utc
 
 from .home import Home
-from .kept_out import kept_out, without
+from .looking import look_at
 from .records import Records
 from .release import AS_OF_TAG, CHAMPION
 from .retraining import run_retraining
@@ -38,31 +39,26 @@ if TYPE_CHECKING:
 __all__ = ["run_monitors", "run_retraining"]
 
 _log = logging.getLogger(__name__)
-# What the series of a deployment show of its performance.
-_PERFORMANCE_SERIES = ("auc", "log_loss", "brier", "accuracy", "mae", "rmse")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn looks at: the version in force and its rows of the window."""
+    """One turn: what was looked at, what was said, and where both are remembered."""
 
-    home: Home
     records: Records
     client: MlflowClient
-    policy: PolicySpec
     champion: ResolvedModel
-    reference: Reference | None
     table: InferenceTable
-    window: Window
-    rows: pa.Table
+    look: Look
+    verdicts: Sequence[Verdict]
 
     @property
     def model(self) -> str:
-        return self.champion.name
+        return self.look.model
 
     @property
     def as_of(self) -> datetime:
-        return self.window.end
+        return self.look.as_of
 
 
 def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> dict[str, Any]:
@@ -70,7 +66,8 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
 
     Labels count when they were true before `as_of`. A retraining that is decided is queued, not done here. Returns
     `version`, `run_id`, `verdicts`, `action` ("none", "alert", "retrain"), `reason`, `action_id` and `retrain_task`.
-    A window without any row says nothing: it leaves no run, no verdict and no trace in the policy's memory.
+    A window without any row, and without anybody to warn of that, says nothing: it leaves no run, no verdict and no
+    trace in the policy's memory.
     """
     from mlflow import MlflowClient
 
@@ -78,31 +75,14 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     policy = PolicySpec.parse(records.policy(model))
     champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
     table = InferenceTable.open(home.tables, model)
-    window = last_window(as_of, policy.window)
-    rows, reference = without(
-        _champion_rows(table, window, champion.version),
-        load_reference(model, champion.version, home.tracking_uri),
-        kept_out(records, model),
-    )
-    turn = Turn(
-        home,
-        records,
-        MlflowClient(home.tracking_uri),
-        policy,
-        champion,
-        reference,
-        table,
-        window,
-        rows,
-    )
-    verdicts = [
-        drift(rows, turn.reference, window, DriftSpec.of(policy)),
-        performance(rows, turn.reference, window, PerformanceSpec.of(policy)),
-    ]
-    result = {"model": model, "version": champion.version, "as_of": as_of.isoformat(), "rows": rows.num_rows}
+    look = look_at(home, records, table, champion, policy, as_of)
+    watching = monitors(policy.watched_by)
+    verdicts = _verdicts(watching, look)
+    rows = look.rows.num_rows
+    result = {"model": model, "version": champion.version, "as_of": as_of.isoformat(), "rows": rows}
     result["verdicts"] = [{**verdict.to_dict(), "evidence": []} for verdict in verdicts]
-    if rows.num_rows == 0:
-        reason = f"version {champion.version} has no rows in {window}"
+    if rows == 0 and worst(verdicts) in ("unknown", "ok"):
+        reason = f"version {champion.version} has no rows in {look.window}"
         nothing = {
             "run_id": None,
             "action": "none",
@@ -111,96 +91,119 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
             "retrain_task": None,
         }
         return result | nothing
-    html = _report(turn, verdicts[0])
-    run_id = _show(turn, verdicts, html)
-    _remember(turn, verdicts, run_id, html is not None)
-    return result | {"run_id": run_id} | _act(turn, verdicts, run_id)
+    turn = Turn(records, MlflowClient(home.tracking_uri), champion, table, look, verdicts)
+    html = _report(turn)
+    run_id = _show(turn, watching, html)
+    _remember(turn, run_id, html is not None)
+    return result | {"run_id": run_id} | _act(turn, run_id)
 
 
-def _champion_rows(table: InferenceTable, window: Window, version: str) -> pa.Table:
-    """Read what the version in force answered as champion, with the labels known at the window's end."""
-    return table.read(
-        start=window.start, end=window.end, version=version, variant=CHAMPION, known_before=window.end
-    )
+def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
+    """Ask every monitor; one that fails says so, and stops no other."""
+    found = []
+    for monitor in watching:
+        try:
+            verdict = monitor.look(look)
+        except Exception as error:  # noqa: BLE001 - what the other monitors see must be heard
+            _log.exception("the %s monitor of %s failed", monitor.name, look.model)
+            said = f"failed: {type(error).__name__}: {error}"
+            verdict = Verdict(monitor.name, "unknown", said, look.window)
+        if verdict is not None:
+            found.append(verdict)
+    return found
 
 
-def _show(turn: Turn, verdicts: Sequence[Verdict], html: str | None) -> str:
+def _show(turn: Turn, watching: Sequence[Monitor], html: str | None) -> str:
     """Log the monitor run and a point of each deployment's series; return the run's id."""
+    rows = turn.look.rows
     run_id = log_monitor_run(
         turn.client,
         turn.model,
         turn.champion.version,
         turn.as_of,
-        verdicts,
+        turn.verdicts,
         model_id=turn.champion.model_id,
         html=html,
-        rows=turn.rows,
+        rows=rows,
         source=turn.table.predictions.uri,
         table_version=turn.table.versions()["predictions"],
     )
     for deployment in turn.records.deployments(model_name=turn.model):
-        own = turn.rows.filter(pc.equal(turn.rows["deployment"], deployment.name))
-        if own.num_rows == 0:
+        own = turn.look.of(deployment.name)
+        if own.rows.num_rows == 0:
             continue
         series = deployment_run(turn.client, turn.model, deployment.name, deployment.mode)
         if deployment.run_id != series:
             turn.records.update_deployment(deployment.name, run_id=series)
-        log_deployment_metrics(turn.client, series, _series(turn, own), turn.as_of)
+        log_deployment_metrics(turn.client, series, _series(turn, watching, own), turn.as_of)
     return run_id
 
 
-def _series(turn: Turn, rows: pa.Table) -> dict[str, float]:
-    """Return the point of one deployment: size, labels, drift and performance of its own rows."""
-    drifted = drift(rows, turn.reference, turn.window, DriftSpec.of(turn.policy))
-    performed = performance(rows, turn.reference, turn.window, PerformanceSpec.of(turn.policy))
-    labelled = rows.num_rows - rows["label"].null_count
-    point = {"rows": float(rows.num_rows), "labelled_share": labelled / rows.num_rows}
-    if "share" in drifted.metrics:
-        point["drift_share"] = drifted.metrics["share"]
-    return point | {
-        name: performed.metrics[name] for name in _PERFORMANCE_SERIES if name in performed.metrics
+def _series(turn: Turn, watching: Sequence[Monitor], own: Look) -> dict[str, float]:
+    """Return the point of one deployment: size, labels, and what the monitors measure of its own rows."""
+    rows = own.rows
+    point = {
+        "rows": float(rows.num_rows),
+        "labelled_share": (rows.num_rows - rows["label"].null_count) / rows.num_rows,
     }
+    drawn = [monitor for monitor in watching if monitor.series]
+    alone = rows.num_rows == turn.look.rows.num_rows  # then the model's verdicts are its own
+    measured = {v.monitor: v.metrics for v in (turn.verdicts if alone else _verdicts(drawn, own))}
+    for monitor in drawn:
+        metrics = measured.get(monitor.name, {})
+        point |= {name: metrics[metric] for metric, name in monitor.series if metric in metrics}
+    return point
 
 
-def _report(turn: Turn, verdict: Verdict) -> str | None:
+def _report(turn: Turn) -> str | None:
     """Draw the drift report when the policy wants it; a report that cannot be drawn stops no monitor."""
-    if turn.reference is None or verdict.status == "unknown" or turn.policy.report == "never":
+    verdict = next((v for v in turn.verdicts if v.monitor == DRIFT and v.status != "unknown"), None)
+    reference, policy = turn.look.reference, turn.look.policy
+    if verdict is None or reference is None or policy.report == "never":
         return None
-    if turn.policy.report == "on_change" and _last_status(turn, verdict.monitor) == verdict.status:
+    if policy.report == "on_change" and _last_status(turn, DRIFT) == verdict.status:
         return None
     from mlflow_flywheel.monitors.evidently import drift_report
 
     try:
-        return drift_report(turn.rows, turn.reference, verdict, DriftSpec.of(turn.policy))
+        return drift_report(turn.look.rows, reference, verdict, DriftSpec.of(policy))
     except Exception:  # noqa: BLE001 - the verdict stands without its picture
         _log.exception("the drift report of %s cannot be drawn", turn.model)
         return None
 
 
 def _last_status(turn: Turn, monitor: str) -> str | None:
-    return next((v.verdict for v in turn.records.verdicts(turn.model) if v.monitor == monitor), None)
+    return next((v.verdict for v in turn.records.verdicts(turn.model, monitor=monitor, limit=1)), None)
 
 
-def _remember(turn: Turn, verdicts: Sequence[Verdict], run_id: str, report: bool) -> None:
+def _remember(turn: Turn, run_id: str, report: bool) -> None:
     """Record each verdict, once per monitor and window."""
-    known = {(v.monitor, v.window_start, v.window_end) for v in turn.records.verdicts(turn.model)}
-    yardstick = reference_metrics(turn.reference) if turn.reference is not None else {}
-    for verdict in verdicts:
-        window = verdict.window
-        if (verdict.monitor, window.start, window.end) in known:
+    window, reference = turn.look.window, turn.look.reference
+    known = {v.monitor for v in turn.records.verdicts(turn.model, window=(window.start, window.end))}
+    more: Mapping[str, dict[str, Any]] = {
+        DRIFT: {"report": report},
+        PERFORMANCE: {"reference": reference_metrics(reference) if reference is not None else {}},
+    }
+    for verdict in turn.verdicts:
+        if verdict.monitor in known:
             continue
         summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.champion.version}
-        more = {"report": report} if verdict.monitor == DRIFT else {"reference": yardstick}
         turn.records.add_verdict(
-            turn.model, verdict.monitor, window.start, window.end, verdict.status, summary | more, run_id
+            turn.model,
+            verdict.monitor,
+            window.start,
+            window.end,
+            verdict.status,
+            summary | more.get(verdict.monitor, {}),
+            run_id,
         )
 
 
-def _act(turn: Turn, verdicts: Sequence[Verdict], run_id: str) -> dict[str, Any]:
+def _act(turn: Turn, run_id: str) -> dict[str, Any]:
     """Decide, record the action with its evidence, queue a retraining, and last of all remember the decision."""
     state = PolicyState.model_validate(turn.records.policy_state(turn.model))
     new_labels = _new_labels(turn, _trained_at(turn, state))
-    decision, after = decide(turn.policy, state, verdicts, new_labels, turn.as_of)
+    decision, after = decide(turn.look.policy, state, turn.verdicts, new_labels, turn.as_of)
     action_id = task_id = None
     if decision.action != "none":
         key = f"{decision.action}:{turn.model}:{turn.as_of.isoformat()}"
@@ -228,12 +231,13 @@ def _act(turn: Turn, verdicts: Sequence[Verdict], run_id: str) -> dict[str, Any]
 
 
 def _evidence(turn: Turn, decision: Decision, run_id: str) -> dict[str, Any]:
-    window = {"start": turn.window.start.isoformat(), "end": turn.window.end.isoformat()}
+    looked = turn.look.window
+    window = {"start": looked.start.isoformat(), "end": looked.end.isoformat()}
     return {
         **decision.evidence,
         "version": turn.champion.version,
         "window": window,
-        "rows": turn.rows.num_rows,
+        "rows": turn.look.rows.num_rows,
         "monitor_run_id": run_id,
         "table_versions": turn.table.versions(),
     }
@@ -249,7 +253,7 @@ def _trained_at(turn: Turn, state: PolicyState) -> datetime | None:
 def _new_labels(turn: Turn, trained_at: datetime | None) -> int:
     """Count labels that a training as of now could use and that were not true yet at the last one."""
     found = turn.table.read(
-        start=turn.as_of - turn.policy.training_window,
+        start=turn.as_of - turn.look.policy.training_window,
         end=turn.as_of,
         variant=CHAMPION,
         labelled=True,

@@ -48,11 +48,18 @@ class LoopRecords:
             session.flush()
             return row.id
 
-    def verdicts(self, model: str | None = None, limit: int = 100) -> list[VerdictRecord]:
-        """Return the newest verdicts first."""
+    def verdicts(
+        self, model: str | None = None, limit: int = 100, *, monitor: str | None = None,
+        window: tuple[datetime, datetime] | None = None,
+    ) -> list[VerdictRecord]:  # fmt: skip
+        """Return the newest verdicts first: of one model, of one monitor, about one window."""
         query = select(VerdictRow).order_by(VerdictRow.id.desc()).limit(limit)
         if model is not None:
             query = query.where(VerdictRow.model == model)
+        if monitor is not None:
+            query = query.where(VerdictRow.monitor == monitor)
+        if window is not None:
+            query = query.where(VerdictRow.window_start == window[0], VerdictRow.window_end == window[1])
         with self._database.read() as session:
             return [verdict_of(row) for row in session.scalars(query)]
 

@@ -204,7 +204,7 @@ def _links(stage: Stage, url: str) -> dict[str, str]:
 
     links = {"MLflow": url, "flywheel page": f"{url}/flywheel/"}
     client: MlflowClient = MlflowClient(url)
-    for verdict in stage.context.records.verdicts(MODEL_NAME):
+    for verdict in stage.context.records.verdicts(MODEL_NAME, monitor="drift"):
         if verdict.monitor == "drift" and verdict.run_id and verdict.summary.get("report"):
             experiment = client.get_run(verdict.run_id).info.experiment_id
             links["newest drift report"] = f"{url}/{run_link(experiment, verdict.run_id, True)}"

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from mlflow.server import handlers
 
+from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import run_link
 from mlflow_flywheel.pipelines.errors import FlywheelError
@@ -23,9 +24,10 @@ from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 from mlflow_flywheel.plugin.views import deployment_view
 
-_VERDICTS, _ACTIONS, _REPORTS = 1000, 60, 6
+_ACTIONS, _REPORTS = 60, 6
 _COUNT_AT_MOST_EVERY = 5.0
-_MONITORS = ("drift", "performance")
+# The monitors that are drawn over time, and as how many points; of the others the newest turn is shown.
+_DRAWN, _POINTS, _NEWEST = ("drift", "performance"), 500, 50
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ class ModelView:
 
     @property
     def current(self) -> list[VerdictRecord]:
-        """Return the newest verdict of each monitor."""
-        names = dict.fromkeys((*_MONITORS, *(verdict.monitor for verdict in self.verdicts)))
-        return [verdict for verdict in map(self.newest, names) if verdict is not None]
+        """Return the newest verdict of each monitor; without those that were switched off or had nothing to say."""
+        watching = NAMES if self.policy is None else self.policy.watched_by
+        found = [verdict for verdict in map(self.newest, watching) if verdict is not None]
+        newest = max((verdict.window_end for verdict in found), default=None)
+        return [verdict for verdict in found if verdict.monitor in _DRAWN or verdict.window_end == newest]
 
     def in_force(self, verdict: VerdictRecord) -> bool:
         """Tell whether the verdict is about a version that serves now, not about one that was replaced since."""
@@ -199,7 +203,7 @@ class Source:
             name=name,
             deployments=[DeploymentLine.of(context, d, predictions.get(d.name, 0)) for d in deployments],
             counts=counts,
-            verdicts=records.verdicts(name, limit=_VERDICTS),
+            verdicts=_verdicts(records, name),
             actions=records.actions(name, limit=_ACTIONS),
             policy=policy,
             policy_settings=settings,
@@ -231,6 +235,13 @@ class Source:
 class _Counted:
     counts: TableCounts | None
     until: float
+
+
+def _verdicts(records: Records, model: str) -> list[VerdictRecord]:
+    """Return the newest verdicts first: of the monitors that are drawn, and of all in the last turns."""
+    drawn = [v for name in _DRAWN for v in records.verdicts(model, _POINTS, monitor=name)]
+    found = {verdict.id: verdict for verdict in (*drawn, *records.verdicts(model, _NEWEST))}
+    return [found[number] for number in sorted(found, reverse=True)]
 
 
 def has_report(verdict: VerdictRecord) -> bool:

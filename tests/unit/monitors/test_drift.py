@@ -140,7 +140,12 @@ DEGENERATE = {
     "booleans": (np.arange(N) % 2 == 0, np.arange(N) % 2 == 1, False, ""),
     "a new category": (WORDS, np.where(np.arange(N) < 300, "new one", WORDS), True, "new: new one (30.0%"),
     "a vanished category": (WORDS, np.where(WORDS == "c", "a", WORDS), True, "vanished: c"),
-    "every value its own": ([f"id{i}" for i in range(N)], [f"no{i}" for i in range(N)], False, "new: 1,000 rare"),
+    "every value its own": (
+        [f"id{i}" for i in range(N)],
+        [f"no{i}" for i in range(N)],
+        False,
+        "new: 1,000 rare",
+    ),
     "numbers for words": (WORDS, NUMBERS, True, "logged as double, was string"),
     "dictionary": (LETTERS.dictionary_encode(), LETTERS, False, ""),
     "missing words": (LETTERS, pa.nulls(N, pa.string()), True, "no values in the window"),

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlflow_flywheel.monitors.all import NAMES, monitors
 from mlflow_flywheel.monitors.policy import PolicySpec, PolicyState, decide
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.monitors.windows import last_window
@@ -104,6 +105,7 @@ def test_state_and_spec_survive_json():
         ({"floor": "acu>=0.6"}, "'acu' is not a metric"),
         ({"floor": "auc>0.6"}, "is not a bound"),
         ({"retrain_on": "vibes"}, "'performance', 'labels', 'drift'"),
+        ({"monitors": "drift,-performence"}, "no monitor 'performence' (did you mean 'performance'?)"),
         ({"monitor_schedule": "hourly"}, "cron line of five fields"),
         ({"confidence": "2"}, "less than 1"),
     ],
@@ -112,6 +114,24 @@ def test_settings_that_do_not_fit_name_the_setting_and_the_remedy(raw, says):
     with pytest.raises(BadInput) as error:
         PolicySpec.parse(raw)
     assert says in str(error.value) and next(iter(raw)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "watching"),
+    [
+        ("all", NAMES),
+        ("performance,drift", ("drift", "performance")),
+        ("-drift", tuple(name for name in NAMES if name != "drift")),
+        ("all,-drift", tuple(name for name in NAMES if name != "drift")),
+        ("drift,performance,-drift", ("performance",)),
+        ("", ()),
+    ],
+)
+def test_monitors_are_chosen_by_name_or_left_out(asked, watching):
+    spec = PolicySpec.parse({"monitors": asked})
+    assert spec.watched_by == watching
+    assert [monitor.name for monitor in monitors(spec.watched_by)] == list(watching)
+    assert PolicySpec.parse(spec.model_dump(mode="json")) == spec
 
 
 def test_every_setting_is_described():

@@ -1,0 +1,101 @@
+"""What the monitors of a model look at, gathered from the home: rows, reference, deployments, the version itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache, partial
+
+import pyarrow as pa
+
+from mlflow_flywheel.monitors.look import Deployed, Look
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.reference import load_reference
+from mlflow_flywheel.monitors.windows import Window, last_window
+from mlflow_flywheel.pipelines.config import ModelRef
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
+from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model
+
+from .home import Home
+from .kept_out import kept_out, without
+from .records import Records
+from .release import CHAMPION
+from .spec_reading import parse_spec
+
+
+def look_at(
+    home: Home,
+    records: Records,
+    table: InferenceTable,
+    champion: ResolvedModel,
+    policy: PolicySpec,
+    as_of: datetime,
+) -> Look:
+    """Return a look at the window that ends at `as_of`; only its rows and the reference are read now."""
+    window = last_window(as_of, policy.window)
+    left_out = kept_out(records, champion.name)
+    rows, reference = without(
+        table.read(
+            start=window.start,
+            end=window.end,
+            version=champion.version,
+            variant=CHAMPION,
+            known_before=window.end,
+        ),
+        load_reference(champion.name, champion.version, home.tracking_uri),
+        left_out,
+    )
+    return Look(
+        model=champion.name,
+        version=champion.version,
+        window=window,
+        rows=rows,
+        reference=reference,
+        policy=policy,
+        read=partial(_read, table, left_out, as_of),
+        load=partial(_load, home, champion),
+        deployments=tuple(_deployed(records, champion.name)),
+    )
+
+
+def _read(
+    table: InferenceTable,
+    left_out: dict[str, str],
+    known_before: datetime,
+    window: Window,
+    *,
+    deployment: str | None = None,
+    requests: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    rows = table.read(
+        start=window.start,
+        end=window.end,
+        deployment=deployment,
+        variant=CHAMPION,
+        requests=requests,
+        columns=columns,
+        known_before=known_before,
+        **({} if columns is None else {"order_by": None}),
+    )
+    return without(rows, None, left_out)[0]
+
+
+def _load(home: Home, champion: ResolvedModel) -> Scorer:
+    return _scorer(download_model(champion, home.models, home.tracking_uri))
+
+
+@lru_cache(maxsize=1)
+def _scorer(ref: ModelRef) -> Scorer:
+    """Load a version once per process: the loop's child looks at the same one hour after hour."""
+    return load_scorer(ref)
+
+
+def _deployed(records: Records, model: str) -> list[Deployed]:
+    found = []
+    for record in records.deployments(model_name=model):
+        spec = parse_spec(record.config)
+        if spec.variant == CHAMPION and spec.log != "none":
+            found.append(Deployed(record.name, record.mode))
+    return found
