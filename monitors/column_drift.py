@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .dependence import effective_rows
+from .dependence import Worth, worth
 from .samples import Column
 from .statistics import Comparison, benjamini_hochberg, compare_counts, compare_numbers, compare_shares
 
@@ -20,6 +20,7 @@ FEWEST_NAMED = 10
 _SHOWN_CATEGORIES = 5
 _SHOWN_LENGTH = 40
 _NOTHING = Comparison("none", math.nan, math.nan, "")
+_NO_ROWS = Worth(0.0, 0.0)
 
 
 class Limits(Protocol):
@@ -38,7 +39,7 @@ class Change:
 
     values: Comparison = _NOTHING
     missing: Comparison = _NOTHING
-    worth: tuple[float, float] = (0.0, 0.0)
+    worth: Worth = _NO_ROWS
     values_p: float = math.nan
     missing_p: float = math.nan
 
@@ -99,8 +100,8 @@ class ColumnDrift:
             "effect": _finite(change.values.effect),
             "effect_name": change.values.effect_name,
             "psi": _finite(change.values.psi),
-            "effective_rows_reference": round(change.worth[0]) if compared else None,
-            "effective_rows_window": round(change.worth[1]) if compared else None,
+            "effective_rows_reference": round(change.worth.reference) if compared else None,
+            "effective_rows_window": round(change.worth.current) if compared else None,
             "missing_reference": shares[0] if compared else None,
             "missing_window": shares[1] if compared else None,
             "missing_p_adjusted": _finite(change.missing_p),
@@ -117,21 +118,16 @@ class ColumnDrift:
 
 def compare(reference: Column, current: Column) -> Change:
     """Compare a column in two samples: its values, and how many are missing."""
-    worth = effective_rows(
-        (reference.present, reference.alike),
-        (current.present, current.alike),
-    )
+    rows = worth((reference.present, reference.alike), (current.present, current.alike))
     values = _NOTHING
     if reference.numbers is not None and current.numbers is not None:
-        values = compare_numbers(reference.numbers, current.numbers, worth)
+        values = compare_numbers(reference.numbers, current.numbers, rows)
     elif reference.categories is not None and current.categories is not None:
         _, *counts = reference.categories.beside(current.categories)
-        values = compare_counts(*counts, worth)
-    missing_worth = effective_rows(
-        (reference.rows, reference.missing_alike), (current.rows, current.missing_alike)
-    )
-    missing = compare_shares(reference.missing, reference.rows, current.missing, current.rows, missing_worth)
-    return Change(values, missing, worth)
+        values = compare_counts(*counts, rows)
+    of_missing = worth((reference.rows, reference.missing_alike), (current.rows, current.missing_alike))
+    missing = compare_shares(reference.missing, reference.rows, current.missing, current.rows, of_missing)
+    return Change(values, missing, rows)
 
 
 def adjusted(changes: Sequence[Change]) -> list[Change]:

@@ -86,12 +86,12 @@ def _steps(ascending: Values) -> npt.NDArray[np.int64]:
 
 
 def _cell_of(values: Values, borders: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Return between which of a few borders each value is: what searchsorted does in a fifth of its time."""
+    """Return how many of a few borders each value exceeds: what searchsorted does in a fifth of its time."""
     found = np.zeros(len(values), dtype=np.uint8)
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         for border in borders:
-            found[chunk] += (values[chunk] >= border).view(np.uint8)
+            found[chunk] += (values[chunk] > border).view(np.uint8)
     return found.astype(np.int64)
 
 

@@ -1,7 +1,7 @@
 """How much rows of one stretch of time are alike: a thousand flights of one rainy day are not a thousand opinions on rain.
 
 Tests that take every row for independent cry wolf on events in time. Here the variance of shares is measured between
-days (and, since weather lasts, between days and the days after: Newey and West 1987), and compared with what
+days (and between them and the days after, since weather lasts), and compared with what
 independent rows would show: the design effect (Kish 1965). Rows divided by it are the rows that a test may count, for
 categories the correction of Rao and Scott (1981).
 """
@@ -25,6 +25,7 @@ _DAY = 86_400_000_000
 _MOST_DAYS = 5_000
 # How far an estimate from a month of dependent days may be off, relative to itself, one standard error.
 _RELATIVE_ERROR = 0.45
+_MOST_LASTING = 0.8
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,17 @@ class Likeness:
     """How alike the rows of a day are in one respect.
 
     `days` have rows, and `size` is the number of rows in the day of an average row. `effect` is the design effect (NaN:
-    too few days to tell), and `error` the standard error that it would have if rows were independent. `steps` is the
-    design effect of what differs from one day to the next alone, which leaves out whatever lasts, be it weather or a
-    change of the data.
+    too few days to tell), `freedom` the degrees of freedom of its estimate (infinite where rows count as independent),
+    and `error` the standard error that it would have if they were. `steps` is the design effect of what differs from
+    one day to the next alone, which leaves out whatever lasts, be it weather or a change of the data.
     """
 
     days: int
     size: float
     effect: float = math.nan
+    freedom: float = math.inf
     steps: float = math.nan
+    steps_freedom: float = math.inf
     error: float = math.nan
 
     @property
@@ -105,20 +108,33 @@ def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
         return Likeness(days, size)
     off = shares - sizes[:, None] * p
     own = float((off**2).sum())
-    lags = int(4 * (days / 100) ** (2 / 9))
-    later = sum(
-        2 * (1 - lag / (lags + 1)) * float((off[:-lag] * off[lag:]).sum())
-        for lag in range(1, min(lags, len(off) - 1) + 1)
-    )
     of_days = days / (days - 1) * own / expected
-    # What the mean takes away from sums over neighbouring days is given back.
-    of_spells = days / (days - 1 - lags) * (own + later) / expected
+    lasts = _lasts(off, own - expected * (days - 1) / days, days)
+    spell = (1 + lasts) / (1 - lasts)
     present = off[sizes > 0]
     of_steps = days / (days - 1) * float((np.diff(present, axis=0) ** 2).sum()) / 2 / expected
     error = math.sqrt(_noise(p, ordered) / (days - 1))
-    sure = _sureness(of_days, error)
-    steps = 1 + _sureness(of_steps, error * math.sqrt(1.5)) * max(0.0, of_steps - 1)
-    return Likeness(days, size, 1 + sure * max(0.0, of_spells - 1), steps, error)
+    sure, sure_of_steps = _sureness(of_days, error), _sureness(of_steps, error * math.sqrt(1.5))
+    return Likeness(
+        days,
+        size,
+        effect=1 + sure * max(0.0, of_days - 1) * spell,
+        freedom=(days - 1) * (1 - lasts**2) / (3 + lasts**2) / sure if sure else math.inf,
+        steps=1 + sure_of_steps * max(0.0, of_steps - 1),
+        steps_freedom=(days - 1) / 1.5 / sure_of_steps if sure_of_steps else math.inf,
+        error=error,
+    )
+
+
+def _lasts(off: npt.NDArray[np.float64], of_days: float, days: int) -> float:
+    """Return how much of what rows of a day have in common is left on the next day (an autocorrelation, 0 to 0.9).
+
+    That a month shows it too small (Kendall 1954) is made up for.
+    """
+    if of_days <= 0:
+        return 0.0
+    found = days / (days - 1) * float((off[:-1] * off[1:]).sum()) / of_days
+    return min(_MOST_LASTING, max(0.0, found + (1 + 3 * found) / days))
 
 
 def _sureness(effect: float, error: float) -> float:
@@ -129,26 +145,44 @@ def _sureness(effect: float, error: float) -> float:
     return min(1.0, max(0.0, (effect - 1) / error - 1))
 
 
-def effective_rows(
-    reference: tuple[int, Likeness | None], current: tuple[int, Likeness | None]
-) -> tuple[float, float]:
-    """Return how many independent rows the two samples are worth.
+@dataclass(frozen=True)
+class Worth:
+    """How many independent rows two samples are worth, and the degrees of freedom with which that is known."""
+
+    reference: float
+    current: float
+    freedom: float = math.inf
+
+    @property
+    def both(self) -> float:
+        """Return the rows of one sample that differs from the truth as much as these two do from each other."""
+        return self.reference * self.current / (self.reference + self.current)
+
+
+def worth(reference: tuple[int, Likeness | None], current: tuple[int, Likeness | None]) -> Worth:
+    """Return what two samples, each with its rows and how alike they are, are worth.
 
     What changes inside of the window must not pass for its usual noise: its own estimate counts up to what the reference
     leaves room for. Where the reference has too few days to tell, it counts without what lasts from day to day, for both.
     """
     (rows, old), (rows_now, now) = reference, current
-    usual = unusual = 1.0
+    effects, freedoms = (1.0, 1.0), (math.inf, math.inf)
     if old is not None and old.known:
-        usual = old.effect
+        effects, freedoms = (old.effect, 1.0), (old.freedom, math.inf)
         if now is not None:
             most = now.effect_of(old.most_correlation)
             expected = now.effect_of(old.correlation(old.effect))
-            unusual = min(now.effect, most) if now.known else expected
+            effects = (old.effect, min(now.effect, most) if now.known else expected)
+            freedoms = (old.freedom, now.freedom if now.known else old.freedom)
     elif now is not None and now.known:
-        unusual = now.steps
         usual = old.effect_of(now.correlation(now.steps)) if old is not None else 1.0
-    return rows / usual, rows_now / unusual
+        effects, freedoms = (usual, now.steps), (now.steps_freedom, now.steps_freedom)
+    if not rows or not rows_now:
+        return Worth(rows, rows_now)
+    variances = (effects[0] / rows, effects[1] / rows_now)
+    doubt = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    # Satterthwaite (1946)
+    return Worth(1 / variances[0], 1 / variances[1], sum(variances) ** 2 / doubt if doubt else math.inf)
 
 
 def _noise(p: npt.NDArray[np.float64], ordered: bool) -> float:

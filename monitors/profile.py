@@ -31,7 +31,10 @@ PREDICTION_SCORE = "prediction score"
 _FORMAT = "1"
 _FORMAT_KEY = b"flywheel.profile"
 _LIKENESS = pa.struct(
-    [("days", pa.int64()), *((name, pa.float64()) for name in ("size", "effect", "steps", "error"))]
+    [
+        ("days", pa.int64()),
+        *((name, pa.float64()) for name in ("size", "effect", "freedom", "steps", "steps_freedom", "error")),
+    ]
 )
 _SCHEMA = pa.schema(
     [

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from .dependence import Worth
 from .samples import MOST_POINTS, Numbers
 
 Floats = npt.NDArray[np.float64]
@@ -21,6 +22,9 @@ Counts = npt.NDArray[np.int64]
 # Cells with fewer expected rows than this make the chi-squared approximation unreliable (Cochran 1954).
 LEAST_EXPECTED = 5.0
 PSI_BINS = 10
+# Quantiles of an estimate's error, closer where it is small: there a distance that is large by chance comes from.
+_EDGES = np.concatenate([[0.0], np.geomspace(1e-9, 0.05, 60), np.linspace(0.05, 1, 40)[1:]])
+_QUANTILES, _WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,7 @@ class Comparison:
     psi: float = math.nan
 
 
-def compare_numbers(
-    reference: Numbers, current: Numbers, worth: tuple[float, float] | None = None
-) -> Comparison:
+def compare_numbers(reference: Numbers, current: Numbers, worth: Worth | None = None) -> Comparison:
     """Compare two samples of finite numbers: Kolmogorov-Smirnov, and Wasserstein distance over the reference's deviation.
 
     `reference` is `thinned`. `worth` says how many independent rows each sample is worth (default: its rows). The deviation is that of the
@@ -46,9 +48,9 @@ def compare_numbers(
     """
     if not reference.rows or not current.rows:
         return Comparison("ks", math.nan, math.nan, "wasserstein/sigma")
-    a, b = worth or (reference.rows, current.rows)
+    worth = worth or Worth(reference.rows, current.rows)
     distance = _largest_gap(reference, current)
-    p_value = float(stats.kstwo.sf(distance, max(1, round(a * b / (a + b)))))
+    p_value = _kolmogorov(distance, worth)
     points = min(max(reference.rows, current.rows), MOST_POINTS)
     shares = (np.arange(points) + 0.5) / points
     with np.errstate(over="ignore", invalid="ignore"):
@@ -77,9 +79,21 @@ def _largest_gap(reference: Numbers, current: Numbers) -> float:
     return float(max(gap.max(), under.max()))
 
 
-def compare_counts(
-    reference: Counts, current: Counts, worth: tuple[float, float] | None = None
-) -> Comparison:
+def _kolmogorov(distance: float, worth: Worth) -> float:
+    """Return the p-value of a Kolmogorov-Smirnov distance.
+
+    Where the worth of the rows is an estimate, it is that over all the worths that may be true: what Student's t is to
+    the normal distribution. Small samples are corrected as by Stephens (1970) then.
+    """
+    rows = max(1.0, worth.both)
+    if math.isinf(worth.freedom):
+        return float(stats.kstwo.sf(distance, round(rows)))
+    true = stats.chi2.ppf(_QUANTILES, worth.freedom) / worth.freedom
+    scaled = distance * (math.sqrt(rows) + 0.12 + 0.11 / math.sqrt(rows))
+    return float(np.sum(special.kolmogorov(scaled * np.sqrt(true)) * _WEIGHTS))
+
+
+def compare_counts(reference: Counts, current: Counts, worth: Worth | None = None) -> Comparison:
     """Compare two rows of category counts: chi-squared contingency test, and the Jensen-Shannon distance.
 
     `worth` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
@@ -90,8 +104,8 @@ def compare_counts(
     if both.sum(axis=1).min() == 0:
         return Comparison("chi-squared", math.nan, math.nan, "jensen-shannon")
     psi = population_stability(reference, current)
-    if worth is not None:
-        both *= (np.asarray(worth) / both.sum(axis=1))[:, None]
+    worth = worth or Worth(*both.sum(axis=1))
+    both *= (np.array([worth.reference, worth.current]) / both.sum(axis=1))[:, None]
     table = pool_rare(both)
     totals = table.sum(axis=1)
     k = table.shape[1]
@@ -99,7 +113,10 @@ def compare_counts(
         return Comparison("chi-squared", math.nan, 0.0, "jensen-shannon", psi=psi)
     expected = totals[:, None] * table.sum(axis=0)[None, :] / totals.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    p_value = float(stats.chi2.sf(statistic, k - 1))
+    sure = math.isinf(worth.freedom)
+    p_value = float(
+        stats.chi2.sf(statistic, k - 1) if sure else stats.f.sf(statistic / (k - 1), k - 1, worth.freedom)
+    )
     p, q = table[0] / totals[0], table[1] / totals[1]
     middle = (p + q) / 2
     divergence = float((special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / 2 / math.log(2))
@@ -109,20 +126,21 @@ def compare_counts(
 
 
 def compare_shares(
-    hits_a: int, rows_a: int, hits_b: int, rows_b: int, worth: tuple[float, float] | None = None
+    hits_a: int, rows_a: int, hits_b: int, rows_b: int, worth: Worth | None = None
 ) -> Comparison:
     """Compare two proportions: two-sided z-test, Fisher's exact test where counts are small; effect is Cohen's h."""
     if rows_a == 0 or rows_b == 0 or hits_a + hits_b == 0:
         return Comparison("proportions", math.nan, 0.0, "cohen's h")
     p, q = hits_a / rows_a, hits_b / rows_b
     effect = abs(2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q)))
-    n, m = worth or (rows_a, rows_b)
+    worth = worth or Worth(rows_a, rows_b)
+    n, m = worth.reference, worth.current
     pooled = (p * n + q * m) / (n + m)
     if min(n, m) * min(pooled, 1 - pooled) < LEAST_EXPECTED:
         table = [[round(p * n), round((1 - p) * n)], [round(q * m), round((1 - q) * m)]]
         return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", q - p)
     z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    return Comparison("proportions", float(2 * special.ndtr(-abs(z))), effect, "cohen's h", z)
+    return Comparison("proportions", float(2 * stats.t.sf(abs(z), worth.freedom)), effect, "cohen's h", z)
 
 
 def pool_rare(table: Floats) -> Floats:
