@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ from .verdicts import Verdict
 from .windows import Window
 
 if TYPE_CHECKING:
+    from mlflow_flywheel.pipelines.batch.waiting import InputState
     from mlflow_flywheel.pipelines.model import Scorer
 
     from .policy import PolicySpec
@@ -44,10 +45,18 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment that answers as champion of the model and logs what it answers; `mode` is web, stream or batch."""
+    """A deployment that answers as champion of the model and logs what it answers.
+
+    `mode` is web, stream or batch, `since` when it was made, `every` the longest time between two runs of its
+    schedule. `inputs` looks at the files that it reads, as of a moment (raises FlywheelError when that cannot be
+    done); None when it reads none whose state is known.
+    """
 
     name: str
     mode: str
+    since: datetime | None = None
+    every: timedelta | None = None
+    inputs: Callable[[datetime], InputState] | None = None
 
 
 @dataclass(frozen=True)

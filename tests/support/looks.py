@@ -73,7 +73,9 @@ def look_of(
     **policy: Any,
 ) -> Look:
     """Return a look at rows; `others` are in the table too, but not of this window or version."""
-    everything = [rows, *others]
+    everything = pa.concat_tables(
+        [rows, *(_as_logged_beside(rows, other) for other in others)], promote_options="permissive"
+    ).sort_by("event_time")
 
     def read(
         span: Window,
@@ -82,10 +84,9 @@ def look_of(
         requests: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        inside = [_inside(table, span) for table in everything]
-        parts = [table for table in inside if table.num_rows] or inside[:1]
-        found = pa.concat_tables(parts, promote_options="permissive").sort_by("event_time")
-        keep = pc.is_valid(found["event_time"])
+        found = everything
+        times = found["event_time"]
+        keep = pc.and_(pc.greater_equal(times, pa.scalar(span.start)), pc.less(times, pa.scalar(span.end)))
         if deployment is not None:
             keep = pc.and_(keep, pc.equal(found["deployment"], deployment))
         if requests is not None:
@@ -122,10 +123,10 @@ def _no_model() -> Scorer:
     raise AssertionError("this look's model is not to be loaded")
 
 
-def _inside(table: pa.Table, span: Window) -> pa.Table:
-    times = table["event_time"]
-    after, ahead = pc.greater_equal(times, pa.scalar(span.start)), pc.less(times, pa.scalar(span.end))
-    return table.filter(pc.and_(after, ahead))
+def _as_logged_beside(rows: pa.Table, other: pa.Table) -> pa.Table:
+    """Drop columns of another type than in `rows`: a table has one type for each."""
+    kinds = {field.name: field.type for field in rows.schema}
+    return other.drop_columns([f.name for f in other.schema if kinds.get(f.name, f.type) != f.type])
 
 
 def _is_single(value: Any) -> bool:
