@@ -99,21 +99,40 @@ def likeness(days: Days, cells: Codes, width: int, *, ordered: bool) -> Likeness
 def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
     """Do what `likeness` does, of the counts by day and cell."""
     sizes = table.sum(axis=1).astype(np.float64)
-    n, days = float(sizes.sum()), int((sizes > 0).sum())
-    size = float((sizes**2).sum() / n) if n else 0.0
+    n = float(sizes.sum())
     shares = table.cumsum(axis=1)[:, :-1] if ordered else table
     p = shares.sum(axis=0) / max(n, 1.0)
     expected = float((p * (1 - p)).sum()) * n
+    off = shares - sizes[:, None] * p
+    return _likeness(off, sizes, expected, math.sqrt(_noise(p, ordered)) if expected > 0 else math.nan)
+
+
+def likeness_of_mean(days: Days, values: npt.NDArray[np.float64]) -> Likeness:
+    """Measure how alike the rows of a day are in a number, for tests of its mean."""
+    sizes = np.bincount(days.codes, minlength=days.span).astype(np.float64)
+    centred = values - values.mean() if len(values) else values
+    off = np.bincount(days.codes, weights=centred, minlength=days.span)[:, None]
+    return _likeness(off, sizes, float((centred**2).sum()), math.sqrt(2))
+
+
+def _likeness(
+    off: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], expected: float, noise: float
+) -> Likeness:
+    """Judge what each day's sums are off by, in each respect (days x respects).
+
+    `expected` is the sum of their squares if rows were independent, and `noise` its relative deviation over one day.
+    """
+    n, days = float(sizes.sum()), int((sizes > 0).sum())
+    size = float((sizes**2).sum() / n) if n else 0.0
     if days < FEWEST_DAYS or expected <= 0:
         return Likeness(days, size)
-    off = shares - sizes[:, None] * p
     own = float((off**2).sum())
     of_days = days / (days - 1) * own / expected
     lasts = _lasts(off, own - expected * (days - 1) / days, days)
     spell = (1 + lasts) / (1 - lasts)
     present = off[sizes > 0]
     of_steps = days / (days - 1) * float((np.diff(present, axis=0) ** 2).sum()) / 2 / expected
-    error = math.sqrt(_noise(p, ordered) / (days - 1))
+    error = noise / math.sqrt(days - 1)
     sure, sure_of_steps = _sureness(of_days, error), _sureness(of_steps, error * math.sqrt(1.5))
     return Likeness(
         days,

@@ -8,7 +8,7 @@ moved far; `warn` when anything drifted; `unknown` below the fewest rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -125,6 +125,23 @@ class _Rows:
             return values, self.days
         known, days = known_only(values, self.days)
         return (known, days) if len(known) >= self.fewest else (None, None)
+
+
+def both_sides(
+    rows: pa.Table, reference: Reference, wanted: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Column, Column]]:
+    """Return columns, by role and name, of the reference and of a window as they are compared, where they can be."""
+    of_window = _Rows.of(rows, DriftSpec(min_rows=1))
+    found = {}
+    known = {key: column for key, column in reference.profile.columns.items() if key in set(wanted)}
+    for key, old in known.items():
+        values, _ = of_window.column(key)
+        try:
+            if values is not None:
+                found[key[0], key[1]] = old, summarise(values, None, old)
+        except Unreadable:
+            continue
+    return found
 
 
 def _compared(reference: Reference, rows: _Rows, before: _Rows | None) -> Iterator[ColumnDrift]:
