@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-batch bench-loop bench-web bench-stream drill-stream
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-batch bench-loop bench-monitor bench-web bench-stream drill-stream
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ bench-batch: setup
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py
+
+# With ARGS=--quick in a minute.
+bench-monitor: setup
+	$(BIN)/python benchmarks/monitor.py $(ARGS)
 
 bench-web: setup
 	$(BIN)/python benchmarks/web.py

@@ -11,7 +11,14 @@ import numpy as np
 
 from .dependence import Worth, worth
 from .samples import Column
-from .statistics import Comparison, benjamini_hochberg, compare_counts, compare_numbers, compare_shares
+from .statistics import (
+    Comparison,
+    benjamini_hochberg,
+    compare_counts,
+    compare_numbers,
+    compare_shares,
+    mean_p_value,
+)
 
 # A change of the missing share that Cohen calls small: 0 to 1%, 5 to 10%, 50 to 60%.
 MISSING_EFFECT = 0.2
@@ -122,6 +129,11 @@ def compare(reference: Column, current: Column) -> Change:
     values = _NOTHING
     if reference.numbers is not None and current.numbers is not None:
         values = compare_numbers(reference.numbers, current.numbers, rows)
+        if math.isfinite(rows.freedom) and reference.mean and current.mean:
+            # Ranks of the few rows that many alike ones are worth cannot tell how far apart they are: the means can.
+            of_mean = mean_p_value(reference.mean, current.mean, reference.present, current.present)
+            either = min(1.0, 2 * min(values.p_value, of_mean))
+            values = replace(values, test="ks, t", p_value=either)
     elif reference.categories is not None and current.categories is not None:
         _, *counts = reference.categories.beside(current.categories)
         values = compare_counts(*counts, rows)

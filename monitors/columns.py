@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .dependence import Days, Likeness, likeness
-from .samples import MOST_POINTS, Categories, Column, Kind, Numbers, Values
+from .dependence import Days, Likeness, likeness, likeness_of_mean
+from .samples import MOST_POINTS, Categories, Column, Kind, Mean, Numbers, Values
 
 # Numbers with at most this many values (flags, grades, months) are compared as categories: the Kolmogorov-Smirnov test
 # is deaf to changes of such columns.
@@ -18,6 +18,8 @@ DISCRETE = 10
 # Cells by which the rows of one day are compared with those of other days.
 _CELLS = 16
 _CHUNK = 1 << 15
+# Numbers further from the reference's mean than so many deviations count as this far, in means.
+_FAR = 5.0
 
 
 class Unreadable(ValueError):
@@ -62,8 +64,9 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
     borders = tuple(np.unique(numbers.quantiles(inner)).tolist()) if len(ascending) else ()
     if like is not None:
         borders = like.borders
-    alike = missing_alike = None
+    alike = missing_alike = mean = None
     if days is not None:
+        mean = _mean(present, days.only(finite) if infinite or len(present) < len(values) else days, like)
         places = np.where(finite, _cell_of(values, borders), -1)
         alike, missing_alike = _alike(days, places, len(borders) + 1, ordered=True)
     return Column(
@@ -77,7 +80,24 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
         borders=borders,
         alike=alike,
         missing_alike=missing_alike,
+        mean=mean,
     )
+
+
+def _mean(values: Values, days: Days, like: Column | None) -> Mean | None:
+    """Return the mean between limits, which are those of `like` or lie around the values."""
+    if not len(values) or (like is not None and like.mean is None):
+        return None
+    if like is not None and like.mean is not None:
+        low, high = like.mean.low, like.mean.high
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            middle, deviation = float(values.mean()), float(values.std())
+        low, high = middle - _FAR * deviation, middle + _FAR * deviation
+        if not np.isfinite(high - low):
+            return None
+    kept = np.clip(values, low, high)
+    return Mean(low, high, float(kept.mean()), float(kept.var()), likeness_of_mean(days, kept))
 
 
 def _steps(ascending: Values) -> npt.NDArray[np.int64]:

@@ -21,7 +21,7 @@ from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL, PREDICTI
 from .columns import Unreadable, summarise
 from .dependence import Days, Likeness, days_of
 from .outcomes import probabilities
-from .samples import Categories, Column, Numbers
+from .samples import Categories, Column, Mean, Numbers
 
 Role = Literal["feature", "prediction", "label"]
 Key = tuple[Role, str]
@@ -35,6 +35,9 @@ _LIKENESS = pa.struct(
         ("days", pa.int64()),
         *((name, pa.float64()) for name in ("size", "effect", "freedom", "steps", "steps_freedom", "error")),
     ]
+)
+_MEAN = pa.struct(
+    [*((name, pa.float64()) for name in ("low", "high", "value", "variance")), ("alike", _LIKENESS)]
 )
 _SCHEMA = pa.schema(
     [
@@ -57,6 +60,7 @@ _SCHEMA = pa.schema(
         ("cells", pa.list_(pa.string())),
         ("alike", _LIKENESS),
         ("missing_alike", _LIKENESS),
+        ("mean", _MEAN),
     ]
 )
 
@@ -155,6 +159,7 @@ def _row(key: Key, column: Column) -> dict[str, Any]:
         "cells": column.cells,
         "alike": asdict(column.alike) if column.alike else None,
         "missing_alike": asdict(column.missing_alike) if column.missing_alike else None,
+        "mean": asdict(column.mean) if column.mean else None,
     }
 
 
@@ -183,6 +188,7 @@ def _columns(table: pa.Table) -> Iterator[tuple[Key, Column]]:
                 tuple(row["cells"]),
                 _likeness(row["alike"]),
                 _likeness(row["missing_alike"]),
+                Mean(**{**row["mean"], "alike": Likeness(**row["mean"]["alike"])}) if row["mean"] else None,
             ),
         )
 

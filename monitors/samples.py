@@ -90,6 +90,17 @@ class Categories:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean and variance of numbers between two limits (what is beyond counts as the limit), and how alike days are."""
+
+    low: float
+    high: float
+    value: float
+    variance: float
+    alike: Likeness
+
+
+@dataclass(frozen=True)
 class Column:
     """What is kept of a column. What is null, NaN or infinite is missing."""
 
@@ -106,6 +117,7 @@ class Column:
     cells: tuple[str, ...] = ()
     alike: Likeness | None = None
     missing_alike: Likeness | None = None
+    mean: Mean | None = None
 
     @property
     def present(self) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from .dependence import Worth
-from .samples import MOST_POINTS, Numbers
+from .dependence import Worth, worth
+from .samples import MOST_POINTS, Mean, Numbers
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -39,18 +39,19 @@ class Comparison:
     psi: float = math.nan
 
 
-def compare_numbers(reference: Numbers, current: Numbers, worth: Worth | None = None) -> Comparison:
+def compare_numbers(reference: Numbers, current: Numbers, known: Worth | None = None) -> Comparison:
     """Compare two samples of finite numbers: Kolmogorov-Smirnov, and Wasserstein distance over the reference's deviation.
 
-    `reference` is `thinned`. `worth` says how many independent rows each sample is worth (default: its rows). The deviation is that of the
-    reference. Where that misleads (outliers inflate it, or it is 0), the Kolmogorov-Smirnov distance counts as effect
-    when it is the larger one: a tenth of the rows moved is as relevant as a tenth of a deviation.
+    `reference` is `thinned`. `known` says how many independent rows each sample is worth (default: its rows). The
+    deviation is that of the reference. Where that misleads (outliers inflate it, or it is 0), the Kolmogorov-Smirnov
+    distance counts as effect when it is the larger one: a tenth of the rows moved is as relevant as a tenth of a
+    deviation.
     """
     if not reference.rows or not current.rows:
         return Comparison("ks", math.nan, math.nan, "wasserstein/sigma")
-    worth = worth or Worth(reference.rows, current.rows)
+    known = known or Worth(reference.rows, current.rows)
     distance = _largest_gap(reference, current)
-    p_value = _kolmogorov(distance, worth)
+    p_value = _kolmogorov(distance, known)
     points = min(max(reference.rows, current.rows), MOST_POINTS)
     shares = (np.arange(points) + 0.5) / points
     with np.errstate(over="ignore", invalid="ignore"):
@@ -93,10 +94,10 @@ def _kolmogorov(distance: float, worth: Worth) -> float:
     return float(np.sum(special.kolmogorov(scaled * np.sqrt(true)) * _WEIGHTS))
 
 
-def compare_counts(reference: Counts, current: Counts, worth: Worth | None = None) -> Comparison:
+def compare_counts(reference: Counts, current: Counts, known: Worth | None = None) -> Comparison:
     """Compare two rows of category counts: chi-squared contingency test, and the Jensen-Shannon distance.
 
-    `worth` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
+    `known` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
     the test calibrated. The distance (base 2) has its expectation under "no difference" subtracted, so that many
     categories and few rows do not look like a change.
     """
@@ -104,8 +105,8 @@ def compare_counts(reference: Counts, current: Counts, worth: Worth | None = Non
     if both.sum(axis=1).min() == 0:
         return Comparison("chi-squared", math.nan, math.nan, "jensen-shannon")
     psi = population_stability(reference, current)
-    worth = worth or Worth(*both.sum(axis=1))
-    both *= (np.array([worth.reference, worth.current]) / both.sum(axis=1))[:, None]
+    known = known or Worth(*both.sum(axis=1))
+    both *= (np.array([known.reference, known.current]) / both.sum(axis=1))[:, None]
     table = pool_rare(both)
     totals = table.sum(axis=1)
     k = table.shape[1]
@@ -113,9 +114,9 @@ def compare_counts(reference: Counts, current: Counts, worth: Worth | None = Non
         return Comparison("chi-squared", math.nan, 0.0, "jensen-shannon", psi=psi)
     expected = totals[:, None] * table.sum(axis=0)[None, :] / totals.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    sure = math.isinf(worth.freedom)
+    sure = math.isinf(known.freedom)
     p_value = float(
-        stats.chi2.sf(statistic, k - 1) if sure else stats.f.sf(statistic / (k - 1), k - 1, worth.freedom)
+        stats.chi2.sf(statistic, k - 1) if sure else stats.f.sf(statistic / (k - 1), k - 1, known.freedom)
     )
     p, q = table[0] / totals[0], table[1] / totals[1]
     middle = (p + q) / 2
@@ -125,22 +126,32 @@ def compare_counts(reference: Counts, current: Counts, worth: Worth | None = Non
     return Comparison("chi-squared", p_value, effect, "jensen-shannon", statistic, psi)
 
 
+def mean_p_value(reference: Mean, current: Mean, rows: int, rows_now: int) -> float:
+    """Return the p-value of Welch's t-test of two means, for what the rows are worth; 1 where nothing varies."""
+    known = worth((rows, reference.alike), (rows_now, current.alike))
+    variance = reference.variance / known.reference + current.variance / known.current
+    if not variance > 0:
+        return 1.0
+    distance = abs(current.value - reference.value) / math.sqrt(variance)
+    return float(2 * stats.t.sf(distance, known.freedom))
+
+
 def compare_shares(
-    hits_a: int, rows_a: int, hits_b: int, rows_b: int, worth: Worth | None = None
+    hits_a: int, rows_a: int, hits_b: int, rows_b: int, known: Worth | None = None
 ) -> Comparison:
     """Compare two proportions: two-sided z-test, Fisher's exact test where counts are small; effect is Cohen's h."""
     if rows_a == 0 or rows_b == 0 or hits_a + hits_b == 0:
         return Comparison("proportions", math.nan, 0.0, "cohen's h")
     p, q = hits_a / rows_a, hits_b / rows_b
     effect = abs(2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q)))
-    worth = worth or Worth(rows_a, rows_b)
-    n, m = worth.reference, worth.current
+    known = known or Worth(rows_a, rows_b)
+    n, m = known.reference, known.current
     pooled = (p * n + q * m) / (n + m)
     if min(n, m) * min(pooled, 1 - pooled) < LEAST_EXPECTED:
         table = [[round(p * n), round((1 - p) * n)], [round(q * m), round((1 - q) * m)]]
         return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", q - p)
     z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    return Comparison("proportions", float(2 * stats.t.sf(abs(z), worth.freedom)), effect, "cohen's h", z)
+    return Comparison("proportions", float(2 * stats.t.sf(abs(z), known.freedom)), effect, "cohen's h", z)
 
 
 def pool_rare(table: Floats) -> Floats:
