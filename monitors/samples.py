@@ -58,7 +58,7 @@ class Numbers:
     def thinned(self, most: int = MOST_POINTS) -> Numbers:
         """Return distinct values and their deviation; of more than `most`, the borders of that many groups of rows."""
         if not len(self.values):
-            return self
+            return Numbers(self.values, np.empty(0, dtype=np.int64))
         last = np.append(np.flatnonzero(np.diff(self.values)), len(self.values) - 1)
         exact = len(last) <= most
         if not exact:
