@@ -62,46 +62,53 @@ class Age:
         return self.as_of - since if since else None
 
     @property
-    def status(self) -> Status:
-        """`unknown` while a deployment is too young to have answered anything, or its input cannot be looked at."""
-        found: set[Status] = set()
-        if self.patience is not None and self.inputs is not None:
-            waiting = self.of_waiting
-            found.add("alarm" if waiting is not None and waiting > self.patience else "ok")
-        if self.limit is not None:
-            found.add(self._status_of_event(self.limit))
-        return "alarm" if "alarm" in found else "unknown" if "unknown" in found or not found else "ok"
-
-    def _status_of_event(self, limit: timedelta) -> Status:
+    def event_status(self) -> Status | None:
+        """`unknown` while a deployment is too young to have answered anything; None: not judged."""
+        if self.limit is None:
+            return None
         if self.of_event is not None:
-            return "alarm" if self.of_event > limit else "ok"
+            return "alarm" if self.of_event > self.limit else "ok"
         since = self.deployment.since
-        return "alarm" if since is not None and self.as_of - since > limit else "unknown"
+        return "alarm" if since is not None and self.as_of - since > self.limit else "unknown"
+
+    @property
+    def input_status(self) -> Status | None:
+        """`unknown` while the input cannot be looked at; None: not judged."""
+        if self.patience is None or self.inputs is None:
+            return "unknown" if self.trouble else None
+        return "alarm" if self.of_waiting is not None and self.of_waiting > self.patience else "ok"
+
+    @property
+    def status(self) -> Status:
+        """The more severe of both."""
+        found = {self.event_status, self.input_status}
+        return "alarm" if "alarm" in found else "unknown" if "unknown" in found else "ok"
 
     def __str__(self) -> str:
+        """Say what makes the status, and how old the newest input is."""
         parts = []
-        if self.limit is not None:
-            told = (
-                f"no event answered in {format_duration(self.seen)}"
-                if self.of_event is None
-                else f"newest event answered is {_told(self.of_event)} old"
-            )
-            parts.append(f"{told} (at most {format_duration(self.limit)})")
-        if self.trouble:
-            parts.append(f"its input cannot be looked at: {self.trouble}")
-        elif self.inputs is not None:
-            parts.append(self._of_input())
+        if self.event_status == self.status:
+            parts.append(self._event_words())
+        if self.input_status == self.status:
+            parts.append(self._input_words())
+        if self.of_input is not None and self.of_waiting is None:
+            parts.append(f"newest input {_told(self.of_input)} old")
         return f"{self.deployment.name}: {', '.join(parts)}"
 
-    def _of_input(self) -> str:
-        if self.inputs is not None and self.of_waiting is not None:
-            most = f" (at most {format_duration(self.patience)})" if self.patience is not None else ""
-            return f"{self.inputs.waiting:,} input files wait, the oldest for {_told(self.of_waiting)}{most}"
-        return (
-            "no input"
-            if self.of_input is None
-            else f"all input is scored, the newest is {_told(self.of_input)} old"
-        )
+    def _event_words(self) -> str:
+        most = f"at most {format_duration(self.limit)}" if self.limit is not None else ""
+        if self.of_event is None:
+            return f"no event answered in {format_duration(self.seen)} ({most})"
+        return f"newest event answered is {_told(self.of_event)} old ({most})"
+
+    def _input_words(self) -> str:
+        if self.inputs is None:
+            return f"its input cannot be looked at: {self.trouble}"
+        if self.of_waiting is None or self.patience is None:
+            return "no input waits"
+        n = self.inputs.waiting
+        files = "1 input file waits" if n == 1 else f"{n:,} input files wait, the oldest"
+        return f"{files} for {_told(self.of_waiting)} (at most {format_duration(self.patience)})"
 
 
 class FreshnessMonitor(Monitor):
@@ -128,9 +135,8 @@ class FreshnessMonitor(Monitor):
 def _ages(look: Look) -> Iterator[Age]:
     limit, known = look.policy.max_age, _newest_of(look.rows)
     for deployment in look.deployments:
-        reads = deployment.inputs is not None
         patience = limit if deployment.every is None else _RUNS * deployment.every
-        if limit is None and (patience is None or not reads):
+        if limit is None and patience is None:
             continue
         seen, newest = look.window.length, known.get(deployment.name)
         if limit is not None and (newest is None or look.as_of - newest > limit):
@@ -140,7 +146,8 @@ def _ages(look: Look) -> Iterator[Age]:
             rows = look.read(span, deployment=deployment.name, columns=["deployment", "event_time"])
             newest = _newest_of(rows).get(deployment.name)
         inputs, trouble = _inputs(deployment, look.as_of)
-        yield Age(deployment, look.as_of, limit, patience if reads else None, seen, newest, inputs, trouble)
+        if limit is not None or inputs is not None or trouble:
+            yield Age(deployment, look.as_of, limit, patience, seen, newest, inputs, trouble)
 
 
 def _newest_of(rows: pa.Table) -> dict[str, datetime]:
@@ -159,7 +166,7 @@ def _inputs(deployment: Deployed, as_of: datetime) -> tuple[InputState | None, s
     try:
         return deployment.inputs(as_of), ""
     except (FlywheelError, OSError) as error:
-        return None, str(error).splitlines()[0]
+        return None, next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _row(age: Age) -> dict[str, Any]:
@@ -171,7 +178,7 @@ def _row(age: Age) -> dict[str, Any]:
         "mode": age.deployment.mode,
         "status": age.status,
         "max_age_hours": hours(age.limit),
-        "patience_hours": hours(age.patience),
+        "patience_hours": hours(age.patience) if age.inputs is not None else None,
         "newest_event": age.newest.isoformat() if age.newest else None,
         "event_age_hours": hours(age.of_event),
         "input_age_hours": hours(age.of_input),
@@ -182,5 +189,6 @@ def _row(age: Age) -> dict[str, Any]:
 
 
 def _told(age: timedelta) -> str:
-    """Return an age to its two largest units."""
-    return " ".join(format_duration(age).split()[:2])
+    """Return an age as precise as it is worth: days and hours, hours and minutes, or minutes and seconds."""
+    unit = timedelta(hours=1) if age >= timedelta(days=1) else timedelta(minutes=1)
+    return format_duration(age - age % unit if age >= timedelta(hours=1) else age)

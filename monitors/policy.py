@@ -284,7 +284,10 @@ def decide(
 
 
 def _count(state: PolicyState, verdicts: Sequence[Verdict]) -> tuple[dict[str, int], tuple[str, ...]]:
-    breaches, alarms = dict(state.breaches), set(state.in_alarm)
+    """Count alarms in a row; a monitor that is not heard any more (switched off, nothing to ask) starts anew."""
+    heard = {verdict.monitor for verdict in verdicts}
+    breaches = {monitor: n for monitor, n in state.breaches.items() if monitor in heard}
+    alarms = heard & set(state.in_alarm)
     for verdict in verdicts:
         if verdict.status == "alarm":
             breaches[verdict.monitor] = breaches.get(verdict.monitor, 0) + 1

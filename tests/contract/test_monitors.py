@@ -111,7 +111,8 @@ def odd_names() -> Look:
         words = {f"{name} word": pa.array(rng.choice(ODD, N)) for name in ODD}
         return {name: rng.normal(size=N) for name in ODD} | words
 
-    return look(rows_of(named(1)), reference(named(0)))
+    model = scorer_of(lambda frame: (frame[ODD[0]] > 0) * 1.0, *ODD)
+    return look(rows_of(named(1)), reference(named(0)), load=lambda: model)
 
 
 def many_categories() -> Look:
@@ -232,6 +233,7 @@ def test_what_is_drawn_of_a_deployment_is_measured_of_its_own_rows(
     for deployment in DEPLOYMENTS:
         own = situations["calm"].of(deployment.name)
         assert own.rows.num_rows == N // 3 and own.deployments == (deployment,)
+        assert own.before.num_rows == (N if deployment.name == "web" else 0)
         verdict = monitor.look(own) if monitor.series else None
         measured |= set(verdict.metrics) if verdict is not None else set()
     assert not monitor.series or {metric for metric, _ in monitor.series} & measured

@@ -193,7 +193,7 @@ def test_every_monitor_looks_at_the_table_the_deployments_and_the_model(
     relevance, freshness = said["relevance"], said["freshness"]
     assert (relevance["status"], relevance["metrics"]["compared"]) == ("ok", 60), relevance
     assert relevance["metrics"]["changed_share"] == 0
-    assert freshness["summary"] == "shop-night: 1 input files wait, the oldest for 3d (at most 2d)"
+    assert freshness["summary"] == "shop-night: 1 input file waits for 3d (at most 2d)"
     assert (seen["action"], seen["reason"]) == ("alert", freshness["summary"])
     client = MlflowClient(home.tracking_uri)
     series = client.get_run(str(records.deployment("shop-night").run_id)).data.metrics

@@ -40,6 +40,7 @@ def judged(deployment: Deployed, until: datetime = NOW, others: Any = (), **poli
 def test_without_a_limit_nothing_is_asked() -> None:
     assert judged(Deployed("web", "web", LONG_AGO)) is None
     assert judged(nightly(every=None)) is None and judged(nightly(inputs=None)) is None
+    assert judged(nightly(inputs=lambda as_of: None)) is None, "its input does not tell what waits"
 
 
 def test_an_old_newest_event_is_an_alarm_beyond_the_limit() -> None:
@@ -75,7 +76,7 @@ def test_input_that_waits_for_longer_than_two_runs_is_an_alarm() -> None:
     assert (
         done is not None
         and done.status == "ok"
-        and "all input is scored, the newest is 9d old" in done.summary
+        and done.summary == "web: no input waits, newest input 9d old"
     )
     asked = judged(nightly(3 * DAY, every=None), max_age="40d")
     assert asked is not None and asked.status == "ok"

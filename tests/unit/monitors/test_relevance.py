@@ -13,7 +13,7 @@ import pytest
 from support.looks import logged, look_of, scorer_of
 from support.windows_of import WINDOW, probabilities, reference_of
 
-from mlflow_flywheel.monitors.look import Deployed
+from mlflow_flywheel.monitors.look import Deployed, Look
 from mlflow_flywheel.monitors.relevance import RelevanceMonitor
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.monitors.windows import Window
@@ -38,19 +38,22 @@ def answered(answer: Callable[[pd.DataFrame], Any], x: Any = X) -> dict[str, Any
     return {"prediction": said[0], "prediction_proba": probabilities(said[1])}
 
 
-def judged(
+def looked(
     night: dict[str, Any], now: Callable[[pd.DataFrame], Any], *others: pa.Table, **policy: Any
-) -> Verdict | None:
-    """Judge a night's answers, whose version is not in force any more, while `now` answers."""
+) -> Look:
+    """Return a look at a night's answers, whose version is not in force any more, while `now` answers."""
     scorer = scorer_of(now, "x")
     rows = logged({"x": X}, NIGHT, client_request_id=IDS, **BATCH, **night)
     own = logged({"x": X}, LATER, prediction=X)
     reference = reference_of({"x": X}, prediction=night["prediction"])
     deployments = [Deployed("web", "web"), Deployed("night", "batch")]
-    look = look_of(
+    return look_of(
         own, reference, others=[rows, *others], deployments=deployments, load=lambda: scorer, **policy
     )
-    return RelevanceMonitor().look(look)
+
+
+def judged(*arguments: Any, **policy: Any) -> Verdict | None:
+    return RelevanceMonitor().look(looked(*arguments, **policy))
 
 
 def test_answers_that_the_version_in_force_repeats_are_relevant() -> None:
@@ -94,8 +97,10 @@ def test_newer_features_of_the_same_entity_count_in_whatever_mode_they_came() ->
     turned = logged({"x": -X[:half]}, LATER, **again, **answered(positive, -X[:half]))
     as_before = logged({"x": X[:half]}, Window(LATER.start, LATER.start + timedelta(hours=1)), **again)
     early = logged({"x": -X}, Window(WINDOW.start, NIGHT.start), client_request_id=IDS)
-    verdict = judged(answered(positive), positive, as_before, turned, early)
+    look = looked(answered(positive), positive, as_before, turned, early)
+    verdict = RelevanceMonitor().look(look)
     assert verdict is not None and verdict.status == "alarm"
+    assert RelevanceMonitor().look(look.of("night")) == verdict
     assert verdict.metrics["renewed_share"] == 0.5 and verdict.metrics["changed_by_version"] == 0
     assert verdict.metrics["changed_by_features"] > 0.9
     assert verdict.metrics["changed_share"] == verdict.metrics["changed_by_features"] / 2
