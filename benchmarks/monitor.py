@@ -63,7 +63,7 @@ def ours(rows: int, reference_rows: int) -> dict[str, float]:
     def look(rows: int, reference_rows: int) -> dict[str, float]:
         rng = np.random.default_rng(rows)
         reference = reference_of(features(rng, reference_rows, COLUMNS))
-        window = window_of(features(rng, rows, COLUMNS, 0.25))
+        window = window_of(features(rng, rows, COLUMNS, 0.5))
         marks = [time.process_time()]
         assert reference.profile.columns
         marks.append(time.process_time())
@@ -73,7 +73,7 @@ def ours(rows: int, reference_rows: int) -> dict[str, float]:
         marks.append(time.process_time())
         page = overview("bench", "1", [verdict], window, reference)
         marks.append(time.process_time())
-        assert len(html) > 1_000_000 and verdict.status == "alarm" and "x0" in page
+        assert len(html) > 1_000_000 and verdict.status != "ok" and "<svg" in page
         return dict(zip(("profile", "check", "report", "overview"), np.diff(marks).tolist(), strict=True))
 
     look(1_000, 1_000)
@@ -90,7 +90,7 @@ def evidently(rows: int, reference_rows: int) -> dict[str, float]:
     def look(rows: int, reference_rows: int) -> float:
         rng = np.random.default_rng(rows)
         old = pa.table(features(rng, reference_rows, COLUMNS)).to_pandas()
-        new = pa.table(features(rng, rows, COLUMNS, 0.25)).to_pandas()
+        new = pa.table(features(rng, rows, COLUMNS, 0.5)).to_pandas()
         definition = DataDefinition(
             numerical_columns=[name for name in old if name.startswith("x")],
             categorical_columns=[name for name in old if name.startswith("c")],
