@@ -27,10 +27,10 @@ FALSE_ALARM_RUNS = {
 }
 SHIFTS = (0.1, 0.25, 0.5)
 POWER_ROWS = (200, 1_000, 10_000)
-POWER_RUNS, POWER_COLUMNS = 40, 20
+POWER_RUNS, POWER_COLUMNS = 25, 20
 # Share of the variance that rows of a day have in common.
 DAY_EFFECTS = (0.0, 0.003, 0.03, 0.3)
-DAY_RUNS = 100
+DAY_RUNS = 60
 
 
 def false_alarms(runs: Callable[[int], int]) -> Table:
@@ -100,7 +100,7 @@ def together(runs: Callable[[int], int]) -> Table:
                 reference_of(_correlated(rng, REFERENCE_ROWS, columns, before)),
                 WINDOW,
             )
-            for _ in range(runs(100 if before == now else 30))
+            for _ in range(runs(100 if before == now else 20))
         ]
         table.append(
             {

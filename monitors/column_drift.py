@@ -135,8 +135,8 @@ def compare(reference: Column, current: Column) -> Change:
             either = min(1.0, 2 * min(values.p_value, of_mean))
             values = replace(values, test="ks, t", p_value=either)
     elif reference.categories is not None and current.categories is not None:
-        _, *counts = reference.categories.beside(current.categories)
-        values = compare_counts(*counts, rows)
+        _, old, new = reference.categories.beside(current.categories)
+        values = compare_counts(old, new, rows)
     of_missing = worth((reference.rows, reference.missing_alike), (current.rows, current.missing_alike))
     missing = compare_shares(reference.missing, reference.rows, current.missing, current.rows, of_missing)
     return Change(values, missing, rows)

@@ -158,18 +158,16 @@ def _of_levels(
     like: Column | None,
 ) -> Column:
     encoded = pa.array(values, mask=~finite).dictionary_encode()
-    found = encoded.dictionary.to_numpy()
-    return _counted(encoded, found, said, infinite, days, like, numeric=True)
+    return _counted(encoded, said, infinite, days, like, numeric=True)
 
 
 def _of_texts(column: pa.ChunkedArray, said: str, days: Days | None, like: Column | None) -> Column:
     encoded = column.combine_chunks().dictionary_encode()
-    return _counted(encoded, encoded.dictionary, said, 0, days, like, numeric=False)
+    return _counted(encoded, said, 0, days, like, numeric=False)
 
 
 def _counted(
     encoded: pa.DictionaryArray,
-    found: pa.Array | Values,
     said: str,
     infinite: int,
     days: Days | None,
@@ -178,15 +176,14 @@ def _counted(
     numeric: bool,
 ) -> Column:
     """Count the rows of each value; the most frequent ones keep their names."""
+    found = encoded.dictionary
     codes = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
     counts = np.bincount(codes, minlength=len(found) + 1)
     missing, counts = int(counts[-1]), counts[:-1]
     kept = np.arange(len(counts))
     if len(counts) > MOST_POINTS:
         kept = np.sort(np.argpartition(-counts, MOST_POINTS)[:MOST_POINTS])
-    names = (
-        tuple(level_name(v) for v in found[kept].tolist()) if numeric else tuple(found.take(kept).to_pylist())
-    )
+    names = tuple(level_name(v) if numeric else v for v in found.take(pa.array(kept)).to_pylist())
     categories = Categories(names, counts[kept], int(counts.sum() - counts[kept].sum()))
     most = np.argsort(-categories.counts, kind="stable")[: _CELLS - 1]
     cells = like.cells if like is not None else tuple(names[i] for i in most)

@@ -100,10 +100,10 @@ def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
     """Do what `likeness` does, of the counts by day and cell."""
     sizes = table.sum(axis=1).astype(np.float64)
     n = float(sizes.sum())
-    shares = table.cumsum(axis=1)[:, :-1] if ordered else table
+    shares = (table.cumsum(axis=1)[:, :-1] if ordered else table).astype(np.float64)
     p = shares.sum(axis=0) / max(n, 1.0)
     expected = float((p * (1 - p)).sum()) * n
-    off = shares - sizes[:, None] * p
+    off = np.asarray(shares - sizes[:, None] * p, dtype=np.float64)
     return _likeness(off, sizes, expected, math.sqrt(_noise(p, ordered)) if expected > 0 else math.nan)
 
 

@@ -132,7 +132,7 @@ def both_sides(
 ) -> dict[tuple[str, str], tuple[Column, Column]]:
     """Return columns, by role and name, of the reference and of a window as they are compared, where they can be."""
     of_window = _Rows.of(rows, DriftSpec(min_rows=1))
-    found = {}
+    found: dict[tuple[str, str], tuple[Column, Column]] = {}
     known = {key: column for key, column in reference.profile.columns.items() if key in set(wanted)}
     for key, old in known.items():
         values, _ = of_window.column(key)

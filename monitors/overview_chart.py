@@ -68,15 +68,15 @@ def _shares(side: Numbers, edges: Values) -> Values:
 
 def _categories(reference: Categories, current: Categories) -> str:
     names, old, new = reference.beside(current)
-    shares = [side / max(1, side.sum()) for side in (old, new)]
-    larger = np.maximum(*shares)[:-1]
+    before, now = (np.asarray(side / max(1, side.sum()), dtype=np.float64) for side in (old, new))
     nameable = np.maximum(old, new)[:-1] >= FEWEST_NAMED
-    order = [i for i in np.argsort(-larger, kind="stable") if nameable[i]][:_MOST_CATEGORIES]
-    bars = [(shortened(names[i]), *(float(side[i]) for side in shares)) for i in order]
-    rest = [1 - sum(bar[place] for bar in bars) for place in (1, 2)]
-    if max(rest) > 1e-9:
-        bars.append((_OTHER, *rest))
-    top = max((max(bar[1:]) for bar in bars), default=1.0) or 1.0
+    largest = np.argsort(-np.maximum(before, now)[:-1], kind="stable")
+    order = [int(i) for i in largest if nameable[i]][:_MOST_CATEGORIES]
+    bars = [(shortened(names[i]), float(before[i]), float(now[i])) for i in order]
+    rest = (_OTHER, float(before.sum() - before[order].sum()), float(now.sum() - now[order].sum()))
+    if max(rest[1:]) > 1e-9:
+        bars.append(rest)
+    top = max((max(old_share, share) for _, old_share, share in bars), default=1.0) or 1.0
     return _svg(
         [part for place, bar in enumerate(bars) for part in _bar(place, *bar, top)], _ROW * len(bars) + 4
     )

@@ -34,7 +34,7 @@ QUICK = {
 }
 
 
-CALM = [("drift", "ok"), ("performance", "ok"), ("quality", "ok")]
+CALM = [("drift", "ok"), ("performance", "ok"), ("quality", "ok"), ("multivariate", "ok")]
 
 
 @pytest.fixture
