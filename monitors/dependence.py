@@ -103,7 +103,7 @@ def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
     shares = (table.cumsum(axis=1)[:, :-1] if ordered else table).astype(np.float64)
     p = shares.sum(axis=0) / max(n, 1.0)
     expected = float((p * (1 - p)).sum()) * n
-    off = np.asarray(shares - sizes[:, None] * p, dtype=np.float64)
+    off = shares - sizes[:, None] * p
     return _likeness(off, sizes, expected, math.sqrt(_noise(p, ordered)) if expected > 0 else math.nan)
 
 
@@ -111,7 +111,7 @@ def likeness_of_mean(days: Days, values: npt.NDArray[np.float64]) -> Likeness:
     """Measure how alike the rows of a day are in a number, for tests of its mean."""
     sizes = np.bincount(days.codes, minlength=days.span).astype(np.float64)
     centred = values - values.mean() if len(values) else values
-    off = np.bincount(days.codes, weights=centred, minlength=days.span)[:, None]
+    off = np.bincount(days.codes, weights=centred, minlength=days.span).astype(np.float64)[:, None]
     return _likeness(off, sizes, float((centred**2).sum()), math.sqrt(2))
 
 
