@@ -146,7 +146,7 @@ def _likeness(
 
 
 def _lasts(off: npt.NDArray[np.float64], of_days: float, days: int) -> float:
-    """Return how much of what rows of a day have in common is left on the next day (an autocorrelation, 0 to 0.9).
+    """Return how much of what rows of a day have in common is left on the next day (an autocorrelation, 0 to 0.8).
 
     That a month shows it too small (Kendall 1954) is made up for.
     """
