@@ -14,6 +14,7 @@ from .samples import Column
 from .statistics import (
     Comparison,
     benjamini_hochberg,
+    combined,
     compare_counts,
     compare_numbers,
     compare_shares,
@@ -129,11 +130,11 @@ def compare(reference: Column, current: Column) -> Change:
     values = _NOTHING
     if reference.numbers is not None and current.numbers is not None:
         values = compare_numbers(reference.numbers, current.numbers, rows)
-        if math.isfinite(rows.freedom) and reference.mean and current.mean:
-            # Ranks of the few rows that many alike ones are worth cannot tell how far apart they are: the means can.
+        if reference.mean and current.mean:
+            # A small shift of all rows shows in the means first; and the few rows that many alike ones are worth cannot
+            # tell by their ranks how far apart they are.
             of_mean = mean_p_value(reference.mean, current.mean, reference.present, current.present)
-            either = min(1.0, 2 * min(values.p_value, of_mean))
-            values = replace(values, test="ks, t", p_value=either)
+            values = replace(values, test="ks, t", p_value=combined((values.p_value, of_mean)))
     elif reference.categories is not None and current.categories is not None:
         _, old, new = reference.categories.beside(current.categories)
         values = compare_counts(old, new, rows)

@@ -64,9 +64,10 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
     borders = tuple(np.unique(numbers.quantiles(inner)).tolist()) if len(ascending) else ()
     if like is not None:
         borders = like.borders
-    alike = missing_alike = mean = None
+    of_present = days if days is None or len(present) == len(values) else days.only(finite)
+    mean = _mean(present, of_present, like)
+    alike = missing_alike = None
     if days is not None:
-        mean = _mean(present, days.only(finite) if infinite or len(present) < len(values) else days, like)
         places = np.where(finite, _cell_of(values, borders), -1)
         alike, missing_alike = _alike(days, places, len(borders) + 1, ordered=True)
     return Column(
@@ -84,7 +85,7 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
     )
 
 
-def _mean(values: Values, days: Days, like: Column | None) -> Mean | None:
+def _mean(values: Values, days: Days | None, like: Column | None) -> Mean | None:
     """Return the mean between limits, which are those of `like` or lie around the values."""
     if not len(values) or (like is not None and like.mean is None):
         return None
@@ -97,7 +98,8 @@ def _mean(values: Values, days: Days, like: Column | None) -> Mean | None:
         if not np.isfinite(high - low):
             return None
     kept = np.clip(values, low, high)
-    return Mean(low, high, float(kept.mean()), float(kept.var()), likeness_of_mean(days, kept))
+    alike = likeness_of_mean(days, kept) if days is not None else None
+    return Mean(low, high, float(kept.mean()), float(kept.var()), alike)
 
 
 def _steps(ascending: Values) -> npt.NDArray[np.int64]:

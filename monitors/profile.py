@@ -188,7 +188,7 @@ def _columns(table: pa.Table) -> Iterator[tuple[Key, Column]]:
                 tuple(row["cells"]),
                 _likeness(row["alike"]),
                 _likeness(row["missing_alike"]),
-                Mean(**{**row["mean"], "alike": Likeness(**row["mean"]["alike"])}) if row["mean"] else None,
+                Mean(**{**row["mean"], "alike": _likeness(row["mean"]["alike"])}) if row["mean"] else None,
             ),
         )
 

@@ -97,7 +97,7 @@ class Mean:
     high: float
     value: float
     variance: float
-    alike: Likeness
+    alike: Likeness | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ distance is large, so the drift monitor asks both.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,6 +178,19 @@ def population_stability(reference: Counts, current: Counts) -> float:
     p = np.maximum(reference, 0.5) / max(1, reference.sum())
     q = np.maximum(current, 0.5) / max(1, current.sum())
     return float(np.sum((q - p) * np.log(q / p)))
+
+
+def combined(p_values: Sequence[float]) -> float:
+    """Return one p-value of several tests of the same question, however these depend on each other.
+
+    The Cauchy combination of Liu and Xie (2020): nearly the smallest p-value times their number, and less of a loss when
+    they agree.
+    """
+    within = np.clip(np.asarray(p_values, dtype=np.float64), 1e-300, 0.99)
+    # For small p the tangent is 1 / (pi p), which it would lose digits on.
+    scores = np.where(within < 1e-8, 1 / (np.pi * within), np.tan((0.5 - within) * np.pi))
+    score = float(scores.mean())
+    return 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
