@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream bench-estimation
+.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream bench-estimation bench-monitor
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ bench-estimation: setup
 
 bench-loop: setup
 	$(BIN)/python benchmarks/loop.py
+
+# With ARGS=--quick in a minute.
+bench-monitor: setup
+	$(BIN)/python benchmarks/monitor.py $(ARGS)
 
 bench-web: setup
 	$(BIN)/python benchmarks/web.py

@@ -20,6 +20,7 @@ _MONITORS = {
     "latency": "latency:LatencyMonitor",
     "freshness": "freshness:FreshnessMonitor",
     "relevance": "relevance:RelevanceMonitor",
+    "multivariate": "multivariate:MultivariateMonitor",
 }
 NAMES = tuple(_MONITORS)
 

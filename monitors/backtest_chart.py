@@ -10,7 +10,6 @@ from .backtest import Backtest, Estimate, Period
 from .backtest_words import better, interval
 from .calibration import Bin
 
-UPPER_SIDE, LOWER_SIDE = "#2272b4", "#c77700"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 520, 190, 52, 10, 10, 164
 _SQUARE = 260
 _MOST_TICKS = 6

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from .backtest import Backtest, Estimate, Period, reasons
-from .backtest_chart import LOWER_SIDE, UPPER_SIDE, differences, lines, reliability_chart
+from .backtest_chart import differences, lines, reliability_chart
 from .backtest_words import better, conclusion, leak_note, names, shown_state
+from .standalone import document
 from .windows import format_duration
 
 _CHARTED = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2", "calibration_error")
@@ -16,35 +17,16 @@ _TABLED = {
     "multiclass": ("accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "r2", "bias"),
 }
-_STYLE = f"""
-:root {{ --ground: #f3f5f7; --card: #fff; --ink: #11171c; --soft: #5f7281; --line: #e2e7eb; --first: {UPPER_SIDE};
-  --second: {LOWER_SIDE}; --good: #277c43; --bad: #c82d4c; --mark: #fdf1e0; --mark-ink: #8a4d00 }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ground: #0f151a; --card: #171f26; --ink: #e6ebef; --soft: #92a4b3;
-  --line: #2b3740; --first: #6fb7ea; --second: #f0b35e; --good: #7fd49a; --bad: #ff8a9f; --mark: #38280f;
-  --mark-ink: #f0b35e }} }}
-* {{ box-sizing: border-box }}
-body {{ margin: 0; background: var(--ground); color: var(--ink); font: 14px/1.5 -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums }}
-main {{ max-width: 1120px; margin: 0 auto; padding: 24px 28px 48px }}
-h1 {{ font-size: 20px; margin: 0 }} h2 {{ font-size: 15px; margin: 0 0 10px }} p {{ margin: 4px 0 }}
-.soft {{ color: var(--soft) }} .small {{ font-size: 12.5px }}
-section {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 18px 22px; margin-top: 18px }}
-.leak {{ background: var(--mark); color: var(--mark-ink) }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 18px 34px }}
-.charts h3 {{ font-size: 12.5px; margin: 0 0 4px }}
-svg {{ display: block; width: 100%; height: auto; overflow: visible }} svg text {{ font-size: 11px; fill: var(--soft) }}
-.grid {{ stroke: var(--line) }} .zero {{ stroke: var(--soft) }} .marked {{ fill: var(--mark); shape-rendering: crispEdges }}
-.s0 {{ stroke: var(--first) }} .s1 {{ stroke: var(--second) }} path.line {{ fill: none; stroke-width: 1.8 }}
-circle.s0, .fill0 {{ fill: var(--first) }} circle.s1, .fill1 {{ fill: var(--second) }} .band {{ opacity: .16; stroke: none }}
-.good {{ stroke: var(--good); fill: var(--good) }} .bad {{ stroke: var(--bad); fill: var(--bad) }}
-.even {{ stroke: var(--soft); fill: var(--soft) }} td.good {{ color: var(--good) }} td.bad {{ color: var(--bad) }}
-.legend {{ display: flex; gap: 16px; flex-wrap: wrap; margin: 8px 0 14px; font-size: 12.5px; color: var(--soft) }}
-.legend b {{ display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px }}
-.scroll {{ overflow-x: auto }} table {{ width: 100%; border-collapse: collapse; font-size: 13px }}
-th {{ text-align: left; color: var(--soft); font-size: 12px; padding: 0 14px 4px 0; vertical-align: bottom }}
-td {{ padding: 5px 14px 5px 0; border-top: 1px solid var(--line); white-space: nowrap; vertical-align: baseline }}
-td.reason {{ white-space: normal; overflow-wrap: anywhere }} .number {{ text-align: right }} tr.marked td {{ background: var(--mark) }}
-small {{ color: var(--soft) }}
+_STYLE = """
+.leak { background: var(--mark); color: var(--mark-ink) }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 18px 34px }
+.charts h3 { font-size: 12.5px; margin: 0 0 4px }
+.zero { stroke: var(--soft) } .marked { fill: var(--mark); shape-rendering: crispEdges }
+.s0 { stroke: var(--first) } .s1 { stroke: var(--second) } path.line { fill: none; stroke-width: 1.8 }
+circle.s0, .fill0 { fill: var(--first) } circle.s1, .fill1 { fill: var(--second) } .band { opacity: .16; stroke: none }
+.good { stroke: var(--good); fill: var(--good) } .bad { stroke: var(--bad); fill: var(--bad) }
+.even { stroke: var(--soft); fill: var(--soft) } td.good { color: var(--good) } td.bad { color: var(--bad) }
+tr.marked td { background: var(--mark) } small { color: var(--soft) }
 """
 
 
@@ -52,12 +34,7 @@ def page(result: Backtest) -> str:
     """Return the whole report."""
     title = f"Back-test of {result.model}, {' against '.join(names(result))}"
     body = "".join(_sections(result, title))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
-        f"<body><main>{body}</main></body></html>"
-    )
+    return document(title, body, _STYLE)
 
 
 def _sections(result: Backtest, title: str) -> Iterator[str]:

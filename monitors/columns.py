@@ -1,42 +1,29 @@
-"""One column of the reference and of the window, brought to the same terms so that they can be compared."""
+"""Reading a column: numbers or texts of any Arrow type, and what of it is kept to be compared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Kind = Literal["number", "category", "moment"]
-Values = npt.NDArray[np.float64]
+from .dependence import Days, Likeness, likeness, likeness_of_mean
+from .samples import MOST_POINTS, Categories, Column, Kind, Mean, Numbers, Values
 
 # Numbers with at most this many values (flags, grades, months) are compared as categories: the Kolmogorov-Smirnov test
 # is deaf to changes of such columns.
 DISCRETE = 10
+# Cells by which the rows of one day are compared with those of other days.
+_CELLS = 16
+_CHUNK = 1 << 15
+# Numbers further from the reference's mean than so many deviations count as this far, in means.
+_FAR = 5.0
 
 
 class Unreadable(ValueError):
     """The window's values cannot be read in the reference's type; the text says which types."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A column in both samples.
-
-    Numbers are finite float64 without the missing ones; categories are counts over the joint `categories`. What is
-    null, NaN or infinite is missing.
-    """
-
-    kind: Kind
-    rows: tuple[int, int]
-    missing: tuple[int, int]
-    infinite: tuple[int, int] = (0, 0)
-    numbers: tuple[Values, Values] | None = None
-    categories: tuple[str, ...] = ()
-    counts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
 
 def kind_of(column_type: pa.DataType) -> Kind:
@@ -52,23 +39,82 @@ def kind_of(column_type: pa.DataType) -> Kind:
     return "moment" if pa.types.is_temporal(column_type) else "category"
 
 
-def pair(reference: pa.ChunkedArray, current: pa.ChunkedArray) -> Pair:
-    """Bring two columns to the reference's terms. Raises Unreadable when the window's values do not fit them."""
-    kind = kind_of(reference.type)
+def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | None = None) -> Column:
+    """Return what is kept of a column, in the terms of `like` if given.
+
+    Raises Unreadable when its values do not fit these terms. `days` are those of its rows.
+    """
+    kind, said = like.kind if like is not None else kind_of(column.type), str(column.type)
     if kind == "moment":
-        return Pair(kind, (len(reference), len(current)), (reference.null_count, current.null_count))
-    if kind == "category":
-        return _categories(texts_of(reference), texts_of(current))
-    (a, infinite_a), (b, infinite_b) = _numbers(reference), _numbers(current)
-    levels = np.unique(a)
-    if 0 < len(levels) <= DISCRETE:
-        joint = _levels(a, b)
-        rows, missing = (len(reference), len(current)), (len(reference) - len(a), len(current) - len(b))
-        return Pair(
-            "category", rows, missing, (infinite_a, infinite_b), categories=joint[0], counts=joint[1:]
-        )
-    missing = (len(reference) - len(a), len(current) - len(b))
-    return Pair(kind, (len(reference), len(current)), missing, (infinite_a, infinite_b), numbers=(a, b))
+        return Column(kind, said, len(column), column.null_count)
+    numeric = like.numeric if like is not None else kind == "number"
+    if not numeric:
+        return _of_texts(texts_of(column), said, days, like)
+    values = numbers_of(column)
+    finite = np.isfinite(values)
+    present = values if finite.all() else values[finite]
+    infinite = int(np.isinf(values).sum()) if len(present) < len(values) else 0
+    if like is not None and kind == "category":
+        return _of_levels(values, finite, infinite, said, days, like)
+    ascending = np.sort(present)
+    if like is None and 0 < len(ascending) and len(np.unique(ascending[_steps(ascending)])) <= DISCRETE:
+        return _of_levels(values, finite, infinite, said, days, None)
+    numbers = Numbers(ascending)
+    inner = np.arange(1, _CELLS) / _CELLS
+    borders = tuple(np.unique(numbers.quantiles(inner)).tolist()) if len(ascending) else ()
+    if like is not None:
+        borders = like.borders
+    of_present = days if days is None or len(present) == len(values) else days.only(finite)
+    mean = _mean(present, of_present, like)
+    alike = missing_alike = None
+    if days is not None:
+        places = np.where(finite, _cell_of(values, borders), -1)
+        alike, missing_alike = _alike(days, places, len(borders) + 1, ordered=True)
+    return Column(
+        kind,
+        said,
+        len(values),
+        len(values) - len(present),
+        infinite,
+        numbers=numbers,
+        numeric=True,
+        borders=borders,
+        alike=alike,
+        missing_alike=missing_alike,
+        mean=mean,
+    )
+
+
+def _mean(values: Values, days: Days | None, like: Column | None) -> Mean | None:
+    """Return the mean between limits, which are those of `like` or lie around the values."""
+    if not len(values) or (like is not None and like.mean is None):
+        return None
+    if like is not None and like.mean is not None:
+        low, high = like.mean.low, like.mean.high
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            middle, deviation = float(values.mean()), float(values.std())
+        low, high = middle - _FAR * deviation, middle + _FAR * deviation
+        if not np.isfinite(high - low):
+            return None
+    kept = np.clip(values, low, high)
+    alike = likeness_of_mean(days, kept) if days is not None else None
+    return Mean(low, high, float(kept.mean()), float(kept.var()), alike)
+
+
+def _steps(ascending: Values) -> npt.NDArray[np.int64]:
+    """Return where a sorted array steps up, at most one place more than a discrete column has."""
+    return np.append(0, np.flatnonzero(np.diff(ascending))[: DISCRETE + 1] + 1)
+
+
+def _cell_of(values: Values, borders: Sequence[float]) -> npt.NDArray[np.int64]:
+    """Return how many of a few borders each value exceeds: what searchsorted does in a fifth of its time."""
+    found = np.zeros(len(values), dtype=np.uint8)
+    for start in range(0, len(values), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        for border in borders:
+            found[chunk] += (values[chunk] > border).view(np.uint8)
+    return found.astype(np.int64)
 
 
 def numbers_of(column: pa.ChunkedArray) -> Values:
@@ -80,11 +126,6 @@ def numbers_of(column: pa.ChunkedArray) -> Values:
         return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise Unreadable(f"type changed: {column.type} where numbers were") from None
-
-
-def _numbers(column: pa.ChunkedArray) -> tuple[Values, int]:
-    values = numbers_of(column)
-    return values[np.isfinite(values)], int(np.isinf(values).sum())
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -104,21 +145,77 @@ def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
         raise Unreadable(f"type changed: {column.type} where categories were") from None
 
 
-def _categories(a: pa.ChunkedArray, b: pa.ChunkedArray) -> Pair:
-    joint = pa.chunked_array([*a.chunks, *b.chunks], type=pa.string()).combine_chunks().dictionary_encode()
-    names = tuple(joint.dictionary.to_pylist())
-    codes = joint.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
-    counts = [np.bincount(part, minlength=len(names) + 1) for part in (codes[: len(a)], codes[len(a) :])]
-    return Pair(
+def level_name(value: float) -> str:
+    """Write a number that is a category."""
+    short = f"{value:.6g}"
+    return short if float(short) == value else repr(value)
+
+
+def _of_levels(
+    values: Values,
+    finite: npt.NDArray[np.bool_],
+    infinite: int,
+    said: str,
+    days: Days | None,
+    like: Column | None,
+) -> Column:
+    encoded = pa.array(values, mask=~finite).dictionary_encode()
+    return _counted(encoded, said, infinite, days, like, numeric=True)
+
+
+def _of_texts(column: pa.ChunkedArray, said: str, days: Days | None, like: Column | None) -> Column:
+    encoded = column.combine_chunks().dictionary_encode()
+    return _counted(encoded, said, 0, days, like, numeric=False)
+
+
+def _counted(
+    encoded: pa.DictionaryArray,
+    said: str,
+    infinite: int,
+    days: Days | None,
+    like: Column | None,
+    *,
+    numeric: bool,
+) -> Column:
+    """Count the rows of each value; the most frequent ones keep their names."""
+    found = encoded.dictionary
+    codes = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
+    counts = np.bincount(codes, minlength=len(found) + 1)
+    missing, counts = int(counts[-1]), counts[:-1]
+    kept = np.arange(len(counts))
+    if len(counts) > MOST_POINTS:
+        kept = np.sort(np.argpartition(-counts, MOST_POINTS)[:MOST_POINTS])
+    names = tuple(level_name(v) if numeric else v for v in found.take(pa.array(kept)).to_pylist())
+    categories = Categories(names, counts[kept], int(counts.sum() - counts[kept].sum()))
+    most = np.argsort(-categories.counts, kind="stable")[: _CELLS - 1]
+    cells = like.cells if like is not None else tuple(names[i] for i in most)
+    alike = missing_alike = None
+    if days is not None:
+        place = {name: i for i, name in enumerate(cells)}
+        of_code = np.full(len(found) + 1, len(cells))
+        of_code[kept] = [place.get(name, len(cells)) for name in names]
+        of_code[-1] = -1
+        alike, missing_alike = _alike(days, of_code[codes], len(cells) + 1, ordered=False)
+    return Column(
         "category",
-        (len(a), len(b)),
-        (int(counts[0][-1]), int(counts[1][-1])),
-        categories=names,
-        counts=(counts[0][:-1], counts[1][:-1]),
+        said,
+        len(codes),
+        missing,
+        infinite,
+        categories=categories,
+        numeric=numeric,
+        cells=cells,
+        alike=alike,
+        missing_alike=missing_alike,
     )
 
 
-def _levels(a: Values, b: Values) -> tuple[tuple[str, ...], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    levels, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
-    counts = [np.bincount(part, minlength=len(levels)) for part in (codes[: len(a)], codes[len(a) :])]
-    return tuple(f"{level:.6g}" for level in levels), counts[0], counts[1]
+def _alike(
+    days: Days, cells: npt.NDArray[np.int64], width: int, *, ordered: bool
+) -> tuple[Likeness, Likeness | None]:
+    """Return how alike the values of a day are, and whether they are missing together (None: none is, or all are)."""
+    values = likeness(days, cells, width, ordered=ordered)
+    missing = (cells < 0).astype(np.int64)
+    if not 0 < missing.sum() < len(missing):
+        return values, None
+    return values, likeness(days, missing, 2, ordered=False)

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from .columns import Unreadable, numbers_of, texts_of
-from .drift import PREDICTION_SCORE, DriftSpec, scores_of
+from .drift import DriftSpec, sampled
+from .profile import PREDICTION_SCORE, scores_of
 from .reference import FEATURE_PREFIX, Reference
 from .report_header import header, plain_page
 from .verdicts import Verdict
@@ -68,7 +69,7 @@ def drift_report(
     """
     spec = spec or DriftSpec()
     size = min(sample_rows, MOST_ROWS)
-    drawn, left_out = _columns(_sampled(rows, size), reference, _sampled(reference.table, size), verdict)
+    drawn, left_out = _columns(sampled(rows, size), reference, sampled(reference.table, size), verdict)
     html = _render(drawn, spec) if drawn else None
     if html is None and drawn:
         drawn, broken = _contained(drawn, spec)
@@ -194,13 +195,6 @@ def _render(drawn: Sequence[_Drawn], spec: DriftSpec) -> str | None:
     finally:
         _findings.reset(token)
     return html
-
-
-def _sampled(table: pa.Table, most: int) -> pa.Table:
-    if table.num_rows <= most:
-        return table
-    chosen = np.random.default_rng(0).choice(table.num_rows, size=most, replace=False)
-    return table.take(pa.array(np.sort(chosen)))
 
 
 def _register() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from mlflow_flywheel.pipelines.errors import NotFound, Unavailable
+from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable
 from mlflow_flywheel.pipelines.training_files import (
     EVENT_TIME,
     LABEL,
@@ -20,10 +22,14 @@ from mlflow_flywheel.pipelines.training_files import (
     read_rows,
 )
 
+from .profile import PROFILE_FILE, Profile, feature_names, make_profile
+
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow import MlflowClient
 
 FEATURE_PREFIX = "feature."
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,17 @@ class Reference:
     """Features by plain name, and beside them `prediction`, `prediction_proba`, `label` and the event time if known."""
 
     table: pa.Table
+    kept_profile: Profile | None = None
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What the drift monitor compares with: as it was kept beside the reference, or made now."""
+        return self.kept_profile or make_profile(self.table)
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """The features, in the model's order."""
-        own = (PREDICTION, PREDICTION_PROBA, LABEL)
-        return tuple(n for n in self.table.column_names if n not in own and not n.startswith("flywheel."))
+        return feature_names(self.table)
 
     @property
     def features(self) -> pa.Table:
@@ -90,4 +101,32 @@ def _read(uri: str, tracking_uri: str) -> Reference:
             path = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=tracking_uri)
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise Unavailable(f"the reference {uri!r} cannot be read: {error}") from error
-        return Reference(read_rows(Path(path)))
+        table = read_rows(Path(path))
+        return Reference(table, _profile(uri, tracking_uri, table, Path(folder)))
+
+
+def _profile(uri: str, tracking_uri: str, table: pa.Table, folder: Path) -> Profile:
+    """Read the profile that is kept beside a reference; make it, and keep it there, when there is none."""
+    import mlflow
+
+    beside = f"{uri.rpartition('/')[0]}/{PROFILE_FILE}"
+    try:
+        path = mlflow.artifacts.download_artifacts(beside, dst_path=str(folder), tracking_uri=tracking_uri)
+        return Profile.load(Path(path))
+    except (mlflow.exceptions.MlflowException, OSError, BadInput):
+        made = make_profile(table)
+    run = re.fullmatch(r"runs:/([^/]+)/(.+)/[^/]+", uri)
+    if run is not None:
+        try:
+            keep_profile(mlflow.MlflowClient(tracking_uri), run[1], run[2], made)
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            _log.warning("the profile of %s is made again by every process: %s", uri, error)
+    return made
+
+
+def keep_profile(client: MlflowClient, run_id: str, folder: str, profile: Profile) -> None:
+    """Keep a profile in the artifact folder of a run that its reference is in."""
+    with tempfile.TemporaryDirectory(prefix="flywheel-profile-") as place:
+        path = Path(place) / PROFILE_FILE
+        profile.save(path)
+        client.log_artifact(run_id, str(path), folder)

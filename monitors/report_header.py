@@ -22,6 +22,8 @@ _STYLE = """
 _COLUMNS = (
     ("column", "column", ""),
     ("drifted", "drifted", ""),
+    ("detected", "no chance", ""),
+    ("since", "since", ""),
     ("effect", "effect", "num"),
     ("effect_name", "measured as", ""),
     ("p_adjusted", "p (adjusted)", "num"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 REPORT_ARTIFACT = "reports/drift.html"
+OVERVIEW_ARTIFACT = "reports/overview.html"
 KIND_TAG = "flywheel.kind"
 MODEL_TAG = "flywheel.model"
 DEPLOYMENT_TAG = "flywheel.deployment"
@@ -87,6 +88,7 @@ def log_monitor_run(
     *,
     model_id: str | None = None,
     html: str | None = None,
+    overview: str | None = None,
     rows: pa.Table | None = None,
     source: str = "",
     table_version: int | None = None,
@@ -96,9 +98,10 @@ def log_monitor_run(
     """Log one execution of the monitors and return its run id.
 
     The nested run has the verdicts as tags and JSON, their metrics as `<monitor>/<metric>`, linked to the logged model
-    and to the window as dataset, the evidence tables as CSV and the report as `reports/drift.html`. The same metrics
-    are added to the series of the parent (default: the model's run), and the model version's tags and description
-    name the newest verdicts and report. `rows` is the window; only its size and columns are logged, never its values.
+    and to the window as dataset, the evidence tables as CSV, the drift report as `reports/drift.html` and the overview as
+    `reports/overview.html`. The same metrics are added to the series of the parent (default: the model's run), and the
+    model version's tags and description name the newest verdicts and report. `rows` is the window; only its size and
+    columns are logged, never its values.
     """
     parent = parent_run_id or model_run(client, model)
     experiment = experiment_id(client, model)
@@ -111,7 +114,7 @@ def log_monitor_run(
         try:
             dataset = _log_window(client, run_id, model, window, rows, source, table_version, model_id)
             client.log_batch(run_id, metrics=points_at(metrics, as_of, model_id, dataset))
-            _log_files(client, run, verdicts, html)
+            _log_files(client, run, verdicts, {REPORT_ARTIFACT: html, OVERVIEW_ARTIFACT: overview})
         except BaseException:
             finish_run(client, run_id, "FAILED")
             raise
@@ -253,16 +256,19 @@ def _mlflow_type(kind: pa.DataType) -> str:
     return "double" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else "string"
 
 
-def _log_files(client: MlflowClient, run: Run, verdicts: Sequence[Verdict], html: str | None) -> None:
+def _log_files(
+    client: MlflowClient, run: Run, verdicts: Sequence[Verdict], pages: Mapping[str, str | None]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="flywheel-monitor-") as folder:
         root = Path(folder)
         (root / "verdicts.json").write_text(json.dumps([v.to_dict() for v in verdicts], indent=1))
         for verdict in verdicts:
             write_csv(verdict.evidence, root / "evidence" / f"{verdict.monitor}.csv")
-        if html is not None:
-            report = root / REPORT_ARTIFACT
-            report.parent.mkdir()
-            report.write_text(html, encoding="utf-8", errors="replace")
+        for artifact, html in pages.items():
+            if html is not None:
+                page = root / artifact
+                page.parent.mkdir(exist_ok=True)
+                page.write_text(html, encoding="utf-8", errors="replace")
         client.log_artifacts(run.info.run_id, folder)
 
 

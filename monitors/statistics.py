@@ -7,11 +7,15 @@ distance is large, so the drift monitor asks both.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
+
+from .dependence import Worth, worth
+from .samples import MOST_POINTS, Mean, Numbers
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -19,6 +23,9 @@ Counts = npt.NDArray[np.int64]
 # Cells with fewer expected rows than this make the chi-squared approximation unreliable (Cochran 1954).
 LEAST_EXPECTED = 5.0
 PSI_BINS = 10
+# Quantiles of an estimate's error, closer where it is small: there a distance that is large by chance comes from.
+_EDGES = np.concatenate([[0.0], np.geomspace(1e-9, 0.05, 60), np.linspace(0.05, 1, 40)[1:]])
+_QUANTILES, _WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
 
 
 @dataclass(frozen=True)
@@ -33,52 +40,85 @@ class Comparison:
     psi: float = math.nan
 
 
-def compare_numbers(reference: Floats, current: Floats) -> Comparison:
+def compare_numbers(reference: Numbers, current: Numbers, known: Worth | None = None) -> Comparison:
     """Compare two samples of finite numbers: Kolmogorov-Smirnov, and Wasserstein distance over the reference's deviation.
 
-    The deviation is that of the reference. Where that misleads (outliers inflate it, or it is 0), the
-    Kolmogorov-Smirnov distance counts as effect when it is the larger one: a tenth of the rows moved is as relevant as
-    a tenth of a deviation.
+    `reference` is `thinned`. `known` says how many independent rows each sample is worth (default: its rows). The
+    deviation is that of the reference. Where that misleads (outliers inflate it, or it is 0), the Kolmogorov-Smirnov
+    distance counts as effect when it is the larger one: a tenth of the rows moved is as relevant as a tenth of a
+    deviation.
     """
-    if not len(reference) or not len(current):
+    if not reference.rows or not current.rows:
         return Comparison("ks", math.nan, math.nan, "wasserstein/sigma")
-    a, b = np.sort(reference), np.sort(current)
-    both = np.concatenate([a, b])
-    both.sort(kind="stable")
-    below_a = np.searchsorted(a, both, side="right") / len(a)
-    below_b = np.searchsorted(b, both, side="right") / len(b)
-    gap = np.abs(below_a - below_b)
-    distance = float(gap.max())
-    rows = len(a) * len(b) / (len(a) + len(b))
-    p_value = float(stats.kstwo.sf(distance, max(1, round(rows))))
-    sigma = float(a.std())
-    moved = (
-        float(np.sum(gap[:-1] * np.diff(both)) / sigma) if sigma > 0 else math.inf if distance > 0 else 0.0
-    )
-    psi = population_stability(*_binned(a, b))
+    known = known or Worth(reference.rows, current.rows)
+    distance = _largest_gap(reference, current)
+    p_value = _kolmogorov(distance, known)
+    points = min(max(reference.rows, current.rows), MOST_POINTS)
+    shares = (np.arange(points) + 0.5) / points
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = float(np.abs(reference.quantiles(shares) - current.quantiles(shares)).mean())
+        moved = apart / reference.deviation if reference.deviation > 0 else math.inf if distance > 0 else 0.0
+    edges = np.unique(reference.quantiles(np.arange(1, PSI_BINS) / PSI_BINS))
+    counts = [
+        np.diff(side.at_or_below(edges), prepend=0, append=side.rows).astype(np.int64)
+        for side in (reference, current)
+    ]
+    psi = population_stability(*counts)
     if distance > moved or not math.isfinite(moved):
         return Comparison("ks", p_value, distance, "ks distance", distance, psi)
     return Comparison("ks", p_value, moved, "wasserstein/sigma", distance, psi)
 
 
-def compare_counts(reference: Counts, current: Counts) -> Comparison:
+def _largest_gap(reference: Numbers, current: Numbers) -> float:
+    """Return the Kolmogorov-Smirnov distance: the shares at or below any value differ most at one of the reference's,
+    or just below it (where only borders of groups are kept, at those alone).
+    """
+    points = reference.values
+    gap = np.abs(reference.at_or_below(points) / reference.rows - current.at_or_below(points) / current.rows)
+    if not reference.exact:
+        return float(gap.max())
+    under = np.abs(reference.under(points) / reference.rows - current.under(points) / current.rows)
+    return float(max(gap.max(), under.max()))
+
+
+def _kolmogorov(distance: float, worth: Worth) -> float:
+    """Return the p-value of a Kolmogorov-Smirnov distance.
+
+    Where the worth of the rows is an estimate, it is that over all the worths that may be true: what Student's t is to
+    the normal distribution. Small samples are corrected as by Stephens (1970) then.
+    """
+    rows = max(1.0, worth.both)
+    if math.isinf(worth.freedom):
+        return float(stats.kstwo.sf(distance, round(rows)))
+    true = stats.chi2.ppf(_QUANTILES, worth.freedom) / worth.freedom
+    scaled = distance * (math.sqrt(rows) + 0.12 + 0.11 / math.sqrt(rows))
+    return float(np.sum(special.kolmogorov(scaled * np.sqrt(true)) * _WEIGHTS))
+
+
+def compare_counts(reference: Counts, current: Counts, known: Worth | None = None) -> Comparison:
     """Compare two rows of category counts: chi-squared contingency test, and the Jensen-Shannon distance.
 
-    Rare categories are pooled by their count in both samples together, which keeps the test calibrated. The distance
-    (base 2) has its expectation under "no difference" subtracted, so that many categories and few rows do not look like
-    a change.
+    `known` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
+    the test calibrated. The distance (base 2) has its expectation under "no difference" subtracted, so that many
+    categories and few rows do not look like a change.
     """
-    table = pool_rare(np.stack([reference, current]))
-    totals = table.sum(axis=1, dtype=np.float64)
-    if totals.min() == 0:
+    both = np.stack([reference, current]).astype(np.float64)
+    if both.sum(axis=1).min() == 0:
         return Comparison("chi-squared", math.nan, math.nan, "jensen-shannon")
     psi = population_stability(reference, current)
+    known = known or Worth(*both.sum(axis=1))
+    both *= (np.array([known.reference, known.current]) / both.sum(axis=1))[:, None]
+    table = pool_rare(both)
+    totals = table.sum(axis=1)
     k = table.shape[1]
     if k < 2:
         return Comparison("chi-squared", math.nan, 0.0, "jensen-shannon", psi=psi)
     expected = totals[:, None] * table.sum(axis=0)[None, :] / totals.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    p_value = float(stats.chi2.sf(statistic, k - 1))
+    sure = math.isinf(known.freedom)
+    p_value = float(
+        stats.chi2.sf(statistic, k - 1) if sure else stats.f.sf(statistic / (k - 1), k - 1, known.freedom)
+    )
     p, q = table[0] / totals[0], table[1] / totals[1]
     middle = (p + q) / 2
     divergence = float((special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / 2 / math.log(2))
@@ -87,21 +127,35 @@ def compare_counts(reference: Counts, current: Counts) -> Comparison:
     return Comparison("chi-squared", p_value, effect, "jensen-shannon", statistic, psi)
 
 
-def compare_shares(hits_a: int, rows_a: int, hits_b: int, rows_b: int) -> Comparison:
+def mean_p_value(reference: Mean, current: Mean, rows: int, rows_now: int) -> float:
+    """Return the p-value of Welch's t-test of two means, for what the rows are worth; 1 where nothing varies."""
+    known = worth((rows, reference.alike), (rows_now, current.alike))
+    variance = reference.variance / known.reference + current.variance / known.current
+    if not variance > 0:
+        return 1.0
+    distance = abs(current.value - reference.value) / math.sqrt(variance)
+    return float(2 * stats.t.sf(distance, known.freedom))
+
+
+def compare_shares(
+    hits_a: int, rows_a: int, hits_b: int, rows_b: int, known: Worth | None = None
+) -> Comparison:
     """Compare two proportions: two-sided z-test, Fisher's exact test where counts are small; effect is Cohen's h."""
     if rows_a == 0 or rows_b == 0 or hits_a + hits_b == 0:
         return Comparison("proportions", math.nan, 0.0, "cohen's h")
-    p, q, pooled = hits_a / rows_a, hits_b / rows_b, (hits_a + hits_b) / (rows_a + rows_b)
+    p, q = hits_a / rows_a, hits_b / rows_b
     effect = abs(2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q)))
-    least = min(rows_a, rows_b) * min(pooled, 1 - pooled)
-    if least < LEAST_EXPECTED:
-        table = [[hits_a, rows_a - hits_a], [hits_b, rows_b - hits_b]]
+    known = known or Worth(rows_a, rows_b)
+    n, m = known.reference, known.current
+    pooled = (p * n + q * m) / (n + m)
+    if min(n, m) * min(pooled, 1 - pooled) < LEAST_EXPECTED:
+        table = [[round(p * n), round((1 - p) * n)], [round(q * m), round((1 - q) * m)]]
         return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", q - p)
-    z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / rows_a + 1 / rows_b))
-    return Comparison("proportions", float(2 * special.ndtr(-abs(z))), effect, "cohen's h", z)
+    z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    return Comparison("proportions", float(2 * stats.t.sf(abs(z), known.freedom)), effect, "cohen's h", z)
 
 
-def pool_rare(table: Counts) -> Counts:
+def pool_rare(table: Floats) -> Floats:
     """Join the columns of a 2 x k table that are too rare for the chi-squared approximation into one.
 
     When even the pool is too rare, it joins the rarest column that is not.
@@ -126,6 +180,19 @@ def population_stability(reference: Counts, current: Counts) -> float:
     return float(np.sum((q - p) * np.log(q / p)))
 
 
+def combined(p_values: Sequence[float]) -> float:
+    """Return one p-value of several tests of the same question, however these depend on each other.
+
+    The Cauchy combination of Liu and Xie (2020): nearly the smallest p-value times their number, and less of a loss when
+    they agree.
+    """
+    within = np.clip(np.asarray(p_values, dtype=np.float64), 1e-300, 0.99)
+    # For small p the tangent is 1 / (pi p), which it would lose digits on.
+    scores = np.where(within < 1e-8, 1 / (np.pi * within), np.tan((0.5 - within) * np.pi))
+    score = float(scores.mean())
+    return 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
+
+
 def benjamini_hochberg(p_values: Floats) -> Floats:
     """Return p-values adjusted for the false discovery rate (Benjamini and Hochberg 1995); NaN stays NaN."""
     adjusted = np.full(len(p_values), np.nan)
@@ -134,13 +201,3 @@ def benjamini_hochberg(p_values: Floats) -> Floats:
     steps = p_values[order] * len(order) / np.arange(1, len(order) + 1)
     adjusted[order] = np.minimum(1.0, np.minimum.accumulate(steps[::-1])[::-1])
     return adjusted
-
-
-def _binned(reference: Floats, current: Floats) -> tuple[Counts, Counts]:
-    """Count both sorted samples in the bins between the reference's deciles."""
-    edges = np.unique(np.quantile(reference, np.linspace(0, 1, PSI_BINS + 1)[1:-1]))
-    counts = [
-        np.diff(np.searchsorted(s, edges, side="right"), prepend=0, append=len(s))
-        for s in (reference, current)
-    ]
-    return counts[0], counts[1]

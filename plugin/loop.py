@@ -23,6 +23,7 @@ from mlflow_flywheel.monitors.performance import reference_metrics
 from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, decide
 from mlflow_flywheel.monitors.reporting import log_monitor_run
 from mlflow_flywheel.monitors.verdicts import Verdict, worst
+from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
 from mlflow_flywheel.pipelines.times import as_utc
@@ -125,6 +126,7 @@ def _show(turn: Turn, watching: Sequence[Monitor], html: str | None) -> str:
         turn.verdicts,
         model_id=turn.champion.model_id,
         html=html,
+        overview=_overview(turn),
         rows=rows,
         source=turn.table.predictions.uri,
         table_version=turn.table.versions()["predictions"],
@@ -167,6 +169,30 @@ def _report(turn: Turn) -> str | None:
         return drift_report(turn.look.rows, reference, verdict, DriftSpec.of(policy))
     except Exception:  # noqa: BLE001 - the verdict stands without its picture
         _log.exception("the drift report of %s cannot be drawn", turn.model)
+        return None
+
+
+def _overview(turn: Turn) -> str | None:
+    """Draw the overview unless the policy wants no reports; like the report, it stops no monitor."""
+    if turn.look.policy.report == "never" or not turn.verdicts:
+        return None
+    from mlflow_flywheel.monitors.overview import episode_start, overview
+
+    since = {}
+    for verdict in turn.verdicts:
+        earlier = [
+            (Window(known.window_start, known.window_end), known.verdict)
+            for known in turn.records.verdicts(turn.model, monitor=verdict.monitor)
+            if known.window_end < turn.as_of
+        ]
+        first = episode_start(verdict, earlier)
+        if first is not None:
+            since[verdict.monitor] = first
+    try:
+        look = turn.look
+        return overview(turn.model, turn.champion.version, turn.verdicts, look.rows, look.reference, since)
+    except Exception:  # noqa: BLE001 - the verdicts stand without their picture
+        _log.exception("the overview of %s cannot be drawn", turn.model)
         return None
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from mlflow_flywheel.monitors.profile import make_profile
+from mlflow_flywheel.monitors.reference import keep_profile
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, nearest
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.reference_file import MAX_ROWS, make_reference
@@ -25,6 +27,7 @@ from mlflow_flywheel.pipelines.training_files import (
     REFERENCE_ARTIFACT,
     REFERENCE_TAG,
     check_feature_names,
+    read_rows,
     write_rows,
 )
 from mlflow_flywheel.pipelines.training_window import window_tags
@@ -110,7 +113,7 @@ def add_version(client: MlflowClient, resolved: ResolvedModel, name: str, tags: 
 
 
 def log_reference(client: MlflowClient, model_id: str, name: str, path: Path) -> str:
-    """Keep a reference file with the run that logged the model, and return its URI.
+    """Keep a reference file, and its profile, with the run that logged the model; return the file's URI.
 
     A reference that is there already belongs to another version of that run: it is never replaced. A model without a
     run gets one in the experiment `flywheel/<name>`.
@@ -123,7 +126,9 @@ def log_reference(client: MlflowClient, model_id: str, name: str, path: Path) ->
         n += 1
         artifact = f"{folder}/{n}/{file}"
         taken |= {found.path for found in client.list_artifacts(run_id, f"{folder}/{n}")}
-    client.log_artifact(run_id, str(path), artifact.rpartition("/")[0])
+    place = artifact.rpartition("/")[0]
+    client.log_artifact(run_id, str(path), place)
+    keep_profile(client, run_id, place, make_profile(read_rows(path)))
     return f"runs:/{run_id}/{artifact}"
 
 

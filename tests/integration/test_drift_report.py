@@ -3,10 +3,12 @@ import re
 
 import numpy as np
 import pyarrow as pa
+from support.browser import chromium
 from support.windows_of import WINDOW, reference_of, two_classes, window_of
 
 from mlflow_flywheel.monitors.drift import drift
 from mlflow_flywheel.monitors.evidently import drift_report
+from mlflow_flywheel.monitors.overview import overview
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 MARKUP = [SCRIPT, "<!--", "<img src=x onerror=window.pwned=2>", "${window.pwned=3}"]
@@ -30,6 +32,23 @@ def report(n=1200, shift=0.0, now=None, before=None):
     reference, rows = reference_of(old, **old_own), window_of(new, **new_own)
     verdict = drift(rows, reference, WINDOW)
     return verdict, drift_report(rows, reference, verdict, sample_rows=600)
+
+
+def opened(browser, path, scheme):
+    """Open a page as MLflow shows an artifact, in a frame that may run scripts, and return what it did."""
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 1100, "height": 900})
+    trouble = []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on(
+        "request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None
+    )
+    frame = path.with_name("frame.html")
+    frame.write_text(
+        f'<iframe id="report" sandbox="allow-scripts" src="{path.name}" width="1000" height="800"></iframe>'
+    )
+    page.goto(frame.as_uri())
+    report = page.frame_locator("#report")
+    return page, report, trouble
 
 
 def figures_of(html):
@@ -60,6 +79,37 @@ def test_markup_in_a_category_and_in_a_column_name_is_harmless():
     plain = report()[1]
     assert figures_of(html).count("</script") == figures_of(plain).count("</script")
     assert figures_of(html).count("<!--") == figures_of(plain).count("<!--")
+
+
+def test_a_browser_shows_planted_markup_and_runs_none_of_it(tmp_path):
+    odd = {SCRIPT: lambda rng, n: rng.choice(MARKUP, n), "<b>": lambda rng, n: rng.normal(0, 1, n)}
+    before = {**odd, SCRIPT: lambda rng, n: rng.choice(MARKUP[:2], n)}
+    old, old_own = sample(1200, 1, **before)
+    new, new_own = sample(1200, 2, 1.0, **odd)
+    reference, rows = reference_of(old, **old_own), window_of(new, **new_own)
+    verdict = drift(rows, reference, WINDOW)
+    report = tmp_path / "drift.html"
+    report.write_text(drift_report(rows, reference, verdict, sample_rows=600))
+    page_of_all = tmp_path / "overview.html"
+    page_of_all.write_text(overview("late", "1", [verdict], rows, reference))
+    with chromium() as browser:
+        grounds = set()
+        for path, scheme, heading in (
+            (report, "light", "#flywheel-verdict h1"),
+            (page_of_all, "light", "h1"),
+            (page_of_all, "dark", "h1"),
+        ):
+            page, shown, trouble = opened(browser, path, scheme)
+            shown.locator(heading).first.wait_for()
+            assert "window.pwned=1" in shown.locator("body").inner_text()
+            if path == report:
+                shown.locator(".js-plotly-plot, .MuiGrid-root").first.wait_for()
+            assert shown.locator("body").evaluate("() => window.pwned") is None
+            ground = shown.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+            grounds.add((path.name, scheme, ground))
+            assert trouble == []
+            page.close()
+    assert len({ground for name, _, ground in grounds if name == "overview.html"}) == 2
 
 
 def test_what_cannot_be_drawn_is_left_out_and_named():

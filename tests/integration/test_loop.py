@@ -34,7 +34,13 @@ QUICK = {
 }
 
 
-CALM = [("drift", "ok"), ("performance", "ok"), ("estimation", "ok"), ("quality", "ok")]
+CALM = [
+    ("drift", "ok"),
+    ("performance", "ok"),
+    ("estimation", "ok"),
+    ("quality", "ok"),
+    ("multivariate", "ok"),
+]
 
 
 @pytest.fixture

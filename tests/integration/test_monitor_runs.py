@@ -78,7 +78,7 @@ def log(client, version, window, verdicts, as_of=AS_OF, **more):
 
 def test_a_monitor_run_holds_verdict_metrics_evidence_report_and_window(client, version, tmp_path):
     window, verdicts = judged(shift=1.0)
-    run_id = log(client, version, window, verdicts, html="<html><body>report</body></html>")
+    run_id = log(client, version, window, verdicts, html="<html><body>report</body></html>", overview="all")
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["flywheel.kind"] == "monitor" and run.data.tags["flywheel.verdict"] == "alarm"
@@ -100,6 +100,7 @@ def test_a_monitor_run_holds_verdict_metrics_evidence_report_and_window(client, 
     assert on_model["performance/auc"].dataset_name == link.dataset.name
     folder = client.download_artifacts(run_id, "", str(tmp_path))
     assert (tmp_path / "reports/drift.html").read_text() == "<html><body>report</body></html>"
+    assert (tmp_path / "reports/overview.html").read_text() == "all"
     assert [Verdict.from_dict(v) for v in json.loads((tmp_path / "verdicts.json").read_text())] == verdicts
     with open(f"{folder}/evidence/drift.csv") as file:
         table = {row["column"]: row for row in csv.DictReader(file)}
@@ -187,6 +188,23 @@ def test_the_reference_of_a_version_is_read_through_its_tag(client, version):
         load_reference(name, number, client.tracking_uri)
     with pytest.raises(NotFound, match="no version '99'"):
         load_reference(name, "99", client.tracking_uri)
+
+
+def test_the_profile_of_a_reference_is_made_once_and_kept_beside_it(client, version, monkeypatch):
+    from mlflow_flywheel.monitors import reference as module
+
+    name, number, _ = version
+    uri = client.get_model_version(name, number).tags[REFERENCE_TAG]
+    module._read.cache_clear()
+    first = load_reference(name, number, client.tracking_uri)
+    run_id = uri.split("/")[1]
+    kept = {file.path for file in client.list_artifacts(run_id, "flywheel")}
+    assert kept == {"flywheel/reference.parquet", "flywheel/reference-profile.parquet"}
+    monkeypatch.setattr(module, "make_profile", None)  # nothing is summarised again
+    module._read.cache_clear()
+    again = load_reference(name, number, client.tracking_uri)
+    window, _ = rows(shift=1.0)
+    assert drift(window, again, WINDOW) == drift(window, first, WINDOW)
 
 
 def test_a_deleted_experiment_is_named_with_the_remedy(client):

@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.windows_of import WINDOW, reference_of, two_classes, window_of
+from support.windows_of import WINDOW, reference_of, times, two_classes, window_of
 
 from mlflow_flywheel.monitors.drift import DriftSpec, drift
 from mlflow_flywheel.monitors.policy import PolicySpec
@@ -140,7 +140,12 @@ DEGENERATE = {
     "booleans": (np.arange(N) % 2 == 0, np.arange(N) % 2 == 1, False, ""),
     "a new category": (WORDS, np.where(np.arange(N) < 300, "new one", WORDS), True, "new: new one (30.0%"),
     "a vanished category": (WORDS, np.where(WORDS == "c", "a", WORDS), True, "vanished: c"),
-    "every value its own": ([f"id{i}" for i in range(N)], [f"no{i}" for i in range(N)], False, "new: no0"),
+    "every value its own": (
+        [f"id{i}" for i in range(N)],
+        [f"no{i}" for i in range(N)],
+        False,
+        "new: 1,000 rare",
+    ),
     "numbers for words": (WORDS, NUMBERS, True, "logged as double, was string"),
     "dictionary": (LETTERS.dictionary_encode(), LETTERS, False, ""),
     "missing words": (LETTERS, pa.nulls(N, pa.string()), True, "no values in the window"),
@@ -212,3 +217,93 @@ def test_rows_beyond_the_cap_are_sampled_alike_every_time():
     spec = DriftSpec(max_rows=2000)
     first, second = (drift(window_of({"x": new}), reference_of({"x": old}), WINDOW, spec) for _ in range(2))
     assert first == second and first.evidence[0]["drifted"] and first.metrics["rows"] == 20_000
+
+
+def test_detected_and_drifted_are_told_apart():
+    rng = np.random.default_rng(5)
+    reference = reference_of({"x": rng.normal(0, 1, 20_000), "y": rng.normal(0, 1, 20_000)})
+    rows = window_of({"x": rng.normal(0.05, 1, 20_000), "y": rng.normal(0.2, 1, 20_000)})
+    verdict = drift(rows, reference, WINDOW)
+    found = {row["column"]: (row["detected"], row["drifted"]) for row in verdict.evidence}
+    assert found == {"x": (True, False), "y": (True, True)}
+    assert (verdict.metrics["detected_columns"], verdict.metrics["drifted_columns"]) == (2, 1)
+
+
+def test_labels_that_moved_are_a_warning_and_late_ones_are_not_missing():
+    rng = np.random.default_rng(0)
+    x, old = rng.normal(size=1000), rng.random(1000)
+    reference = reference_of({"x": x}, label=(old < 0.2) * 1.0)
+    late = pa.array((rng.random(1000) < 0.5) * 1.0, mask=np.arange(1000) % 3 == 0)
+    verdict = drift(window_of({"x": x}, label=late), reference, WINDOW)
+    row = next(row for row in verdict.evidence if row["role"] == "label")
+    assert verdict.status == "warn" and row["drifted"] and row["missing_window"] == 0
+    assert "labels moved" in verdict.summary and verdict.metrics["label_effect"] > 0.1
+    few = pa.array(np.ones(1000), mask=np.arange(1000) % 6 != 0)
+    assert "label" not in drift(window_of({"x": x}, label=few), reference, WINDOW).summary
+
+
+def test_the_window_before_says_since_when_and_is_no_part_of_the_verdict():
+    rng = np.random.default_rng(0)
+
+    def window(shift_x, shift_y):
+        return window_of(
+            {"x": rng.normal(shift_x, 1, 1000), "y": rng.normal(shift_y, 1, 1000), "z": rng.normal(size=1000)}
+        )
+
+    reference = reference_of({name: rng.normal(size=1000) for name in "xyz"})
+    rows, before = window(1, 1), window(1, 0)
+    verdict, alone = drift(rows, reference, WINDOW, before=before), drift(rows, reference, WINDOW)
+    assert {row["column"]: row["since"] for row in verdict.evidence} == {
+        "x": "an earlier window",
+        "y": "this window",
+        "z": None,
+    }
+    assert verdict.metrics["share_since_before"] == pytest.approx(1 / 3)
+    assert (verdict.status, verdict.summary) == (alone.status, alone.summary)
+    assert [row["p_adjusted"] for row in verdict.evidence] == [row["p_adjusted"] for row in alone.evidence]
+    assert drift(rows, reference, WINDOW, before=before.slice(0, 5)) == alone
+    other = window_of({"x": ["word"] * 1000, "y": rng.normal(size=1000)})
+    assert drift(rows, reference, WINDOW, before=other).status == alone.status
+
+
+def of_days(rng, n=2800, days=28):
+    """Return two columns that each day shifts, one that it does not, and the day of each row."""
+    day = np.arange(n) * days // n
+    moved = rng.normal(size=(2, days))
+    return {
+        "wet": pa.array(np.where(moved[0][day] + rng.normal(size=n) > 0, "wet", "dry")),
+        "warm": 2 * moved[1][day] + rng.normal(size=n),
+        "own": rng.normal(size=n),
+    }
+
+
+def test_days_that_differ_are_no_drift_where_the_times_are_known():
+    rng = np.random.default_rng(0)
+    independent, by_day = [], []
+    for _ in range(12):
+        old, new = of_days(rng), of_days(rng)
+        known = reference_of(old, **{"flywheel.event_time": times(2800)})
+        by_day.append(drift(window_of(new), known, WINDOW))
+        plain = window_of(new).drop_columns(["event_time"])
+        independent.append(drift(plain, reference_of(old), WINDOW))
+    assert sum(v.status == "alarm" for v in independent) >= 10
+    assert sum(v.status != "ok" for v in by_day) <= 3
+    row = next(row for row in by_day[0].evidence if row["column"] == "warm")
+    assert row["effective_rows_window"] < 100 and "t" in row["test"]
+
+
+def test_a_change_far_beyond_what_days_do_is_found_all_the_same():
+    rng = np.random.default_rng(0)
+    old, new = of_days(rng), of_days(rng)
+    new["warm"] = new["warm"] + 12
+    known = reference_of(old, **{"flywheel.event_time": times(2800)})
+    assert {row["column"] for row in drift(window_of(new), known, WINDOW).evidence if row["drifted"]} == {
+        "warm"
+    }
+
+
+def test_few_rows_categories_are_not_named():
+    person = ["mary@example.com"] + ["a", "b", "c"] * 333
+    verdict = drift(window_of({"who": person}), reference_of({"who": ["a", "b", "c"] * 333}), WINDOW)
+    (row,) = verdict.evidence
+    assert "mary" not in row["note"] and row["note"].startswith("new: 1 rare ones")
