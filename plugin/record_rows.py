@@ -13,6 +13,7 @@ from .record_types import (
     ActionRecord,
     DeploymentRecord,
     DeploymentStatus,
+    Pause,
     Task,
     TaskKind,
     TaskStatus,
@@ -123,6 +124,15 @@ class PolicyStateRow(Row):
     updated: Mapped[datetime]
 
 
+class PauseRow(Row):
+    __tablename__ = "flywheel_pauses"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    requested_by: Mapped[str]
+    reason: Mapped[str]
+    since: Mapped[datetime]
+
+
 def deployment_of(row: DeploymentRow) -> DeploymentRecord:
     """Return the row as a plain value."""
     return DeploymentRecord(
@@ -194,3 +204,8 @@ def action_of(row: ActionRow) -> ActionRecord:
         created=row.created,
         updated=row.updated,
     )
+
+
+def pause_of(row: PauseRow) -> Pause:
+    """Return the row as a plain value."""
+    return Pause(row.model, row.since, row.requested_by, row.reason)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, NotFound, Unavailable, nearest
 
+from .champion_records import ChampionRecords
 from .database import Database, utc_now
 from .loop_records import LoopRecords, insert_once
 from .record_rows import DeploymentRow, Row, TaskRow, deployment_of, task_of
@@ -47,7 +48,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords):
+class Records(LoopRecords, ChampionRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_flywheel.pipelines
+from mlflow_flywheel.monitors.decisions import BY_POLICY
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import KIND_TAG, MODEL_TAG, experiment_id
 from mlflow_flywheel.pipelines.committer import Committer
@@ -41,12 +42,13 @@ from mlflow_flywheel.pipelines.training_files import (
 )
 from mlflow_flywheel.pipelines.training_set import build_training_set
 
+from .champion import CHAMPION, PARENT_TAG, Registry
 from .home import Home
 from .kept_out import check_trainable
 from .project_run import run_project
 from .records import Records
 from .registration import add_version, log_reference
-from .release import AS_OF_TAG, CHAMPION, GATE_TAG, PARENT_TAG, release
+from .release import AS_OF_TAG, GATE_TAG, release
 from .runners.base import path_with_interpreter, process_environment
 
 if TYPE_CHECKING:
@@ -92,14 +94,21 @@ def run_retraining(
 ) -> dict[str, Any]:
     """Refit the champion of a model on what was known at `as_of`, gate it, and promote it when the policy says so.
 
-    Returns, and writes to the action record: `status` ("promoted", "waiting" for approval, "refused" by the gate, or
-    "failed"), `reason`, `run_id`, `version`, `gate` and `promoted`. Expected failures are an outcome, not an error.
+    Returns, and writes to the action record: `status` ("promoted", "waiting" for approval, "refused" by the gate,
+    "failed", or "cancelled" because the loop was paused before it began), `reason`, `run_id`, `version`, `gate` and
+    `promoted`. Expected failures are an outcome, not an error.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(home.tracking_uri)
-    run_id = records.update_action(action_id, "running").run_id
+    action = records.update_action(action_id, "running")
+    run_id, requested_by = action.run_id, str(action.evidence.get("requested_by", ""))
+    paused = records.paused(model)
+    if paused is not None and requested_by == BY_POLICY and run_id is None:
+        said = f"not started: the loop is paused {paused}"
+        records.update_action(action_id, "cancelled", _outcome("cancelled", said, None))
+        return _outcome("cancelled", said, None)
     try:
         policy = PolicySpec.parse(records.policy(model))
         version = _made_before(client, run_id)
@@ -111,17 +120,28 @@ def run_retraining(
             run_id = _new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
             version = _challenge(Challenge(home, client, policy, champion, reason, as_of, run_id, experiment))
-        result = release(client, policy, version)
+        result = release(records, Registry(client), policy, version, as_of, requested_by)
     except (FlywheelError, MlflowException) as error:
         _log.warning("retraining of %s failed: %s", model, error.message)
         _end_run(client, run_id, "FAILED")
-        result = {"status": "failed", "reason": error.message, "run_id": run_id, "version": None}
-        result |= {"gate": None, "promoted": False}
+        result = _outcome("failed", error.message, run_id)
     except Exception:
         _end_run(client, run_id, "FAILED")
         raise
     records.update_action(action_id, result["status"], result, result["run_id"])
     return result
+
+
+def _outcome(status: str, reason: str, run_id: str | None) -> dict[str, Any]:
+    """Return the result of a retraining that came to no version."""
+    return {
+        "status": status,
+        "reason": reason,
+        "run_id": run_id,
+        "version": None,
+        "gate": None,
+        "promoted": False,
+    }
 
 
 def _challenge(attempt: Challenge) -> ModelVersion:

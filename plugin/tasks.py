@@ -151,8 +151,11 @@ def recurring_jobs(context: Context) -> list[Job]:
     jobs = [Job("maintenance", _MAINTENANCE, f"{_HERE}:maintain_tables", (path,))]
     deployments = context.records.deployments()
     for model in sorted({d.model_name for d in deployments if d.version}):
-        cron = PolicySpec.parse(context.records.policy(model)).monitor_schedule
-        jobs.append(Job(f"monitor {model}", cron, f"{_HERE}:enqueue_monitor", (path, model)))
+        policy = PolicySpec.parse(context.records.policy(model))
+        target = f"{_HERE}:enqueue_monitor"
+        jobs.append(
+            Job(f"monitor {model}", policy.monitor_schedule, target, (path, model), policy.timezone)
+        )
     for deployment in deployments:
         spec = parse_spec(deployment.config)
         if isinstance(spec, BatchSpec) and spec.schedule is not None:

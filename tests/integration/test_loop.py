@@ -16,9 +16,10 @@ from mlflow_flywheel.pipelines.lineage import Lineage
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.training_set import rebuild_training_set
+from mlflow_flywheel.plugin.champion import PARENT_TAG
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
-from mlflow_flywheel.plugin.release import AS_OF_TAG, PARENT_TAG
+from mlflow_flywheel.plugin.release import AS_OF_TAG
 
 QUICK = {
     "window": "20d",

@@ -1,0 +1,140 @@
+from datetime import datetime, timedelta, timezone
+
+from mlflow_flywheel.monitors.decisions import PolicyState, decide
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.verdicts import Verdict
+from mlflow_flywheel.monitors.windows import last_window
+
+T0 = datetime(2013, 2, 1, tzinfo=timezone.utc)
+DAY = timedelta(days=1)
+
+
+def verdict(monitor: str, status: str, as_of: datetime = T0) -> Verdict:
+    return Verdict(monitor, status, f"{monitor} is {status}", last_window(as_of, DAY))
+
+
+def run(spec: PolicySpec, steps, *, every: timedelta = DAY, versions=(), paused=()):
+    """Decide once a day over (statuses, new labels) and return the decisions and the last state."""
+    state, decisions = PolicyState(), []
+    for step, (statuses, labels) in enumerate(steps):
+        as_of = T0 + step * every
+        decision, state = decide(
+            spec,
+            state,
+            [verdict(m, s, as_of) for m, s in statuses.items()],
+            labels,
+            as_of,
+            version=versions[step] if versions else "1",
+            paused="by ada" if step in paused else "",
+        )
+        decisions.append(decision)
+    return decisions, state
+
+
+def actions(decisions):
+    """Return all that was done, per step."""
+    return ["+".join(d.action for d in (one, *one.also)) for one in decisions]
+
+
+def test_nothing_happens_by_default():
+    decisions, _ = run(PolicySpec(), [({"drift": "ok", "performance": "warn"}, 600)] * 3 + [({}, 0)])
+    assert [d.action for d in decisions] == ["none"] * 4
+
+
+def test_input_drift_alone_alerts_once_per_episode_and_never_retrains():
+    alarm, ok = ({"drift": "alarm", "performance": "ok"}, 900), ({"drift": "ok", "performance": "ok"}, 900)
+    decisions, _ = run(PolicySpec(), [alarm, alarm, alarm, ok, ok, alarm])
+    assert actions(decisions) == ["alert", "none", "none", "alert_end", "none", "alert"]
+    assert decisions[0].reason == "drift is alarm"
+    assert decisions[3].reason == "drift: its alarm of 2013-02-01 00:00 is over"
+
+
+def test_performance_alarm_retrains_after_consecutive_breaches():
+    decisions, state = run(PolicySpec(consecutive=2), [({"performance": "alarm"}, 900)] * 3)
+    assert [d.action for d in decisions] == ["alert", "retrain", "none"]
+    assert "performance is alarm (2 in a row)" in decisions[1].reason
+    assert decisions[1].evidence["new_labels"] == 900
+    assert state.trained_at == T0 + DAY and state.attempts == (T0 + DAY,)
+
+
+def test_unknown_neither_breaks_nor_lengthens_a_row_of_alarms():
+    alarm, unknown, ok = (({"performance": s}, 900) for s in ("alarm", "unknown", "ok"))
+    decisions, _ = run(PolicySpec(consecutive=2), [alarm, unknown, unknown, alarm])
+    assert [d.action for d in decisions] == ["alert", "none", "none", "retrain"]
+    decisions, _ = run(PolicySpec(consecutive=2), [alarm, ok, alarm])
+    assert actions(decisions) == ["alert", "alert_end", "alert"]
+
+
+def test_enough_new_labels_retrain_without_any_alarm():
+    decisions, _ = run(
+        PolicySpec(new_labels=1000), [({"performance": "ok"}, 999), ({"performance": "ok"}, 1000)]
+    )
+    assert [d.action for d in decisions] == ["none", "retrain"]
+    assert decisions[1].reason.startswith("labels: 1,000 new labels")
+
+
+def test_schedule_counts_from_the_first_decision_then_from_the_last_training():
+    spec = PolicySpec.parse({"retrain_on": "schedule", "retrain_every": "3d", "cooldown": "0d", "budget": 99})
+    decisions, _ = run(spec, [({}, 5000)] * 8)
+    assert [d.action for d in decisions] == ["none"] * 3 + ["retrain"] + ["none"] * 2 + ["retrain", "none"]
+
+
+def test_too_few_new_labels_hold_a_retraining_back_and_say_so():
+    decisions, _ = run(PolicySpec(consecutive=1, min_labels=500), [({"performance": "alarm"}, 499)])
+    assert decisions[0].action == "alert"
+    assert "no retraining: 499 new labels, fewer than 500" in decisions[0].reason
+
+
+def test_deciding_twice_for_one_moment_counts_an_alarm_once():
+    spec, verdicts = PolicySpec(consecutive=2), [verdict("performance", "alarm")]
+    _, once = decide(spec, PolicyState(), verdicts, 900, T0)
+    decision, twice = decide(spec, once, verdicts, 900, T0)
+    assert (decision.action, twice) == ("none", once)
+    assert decide(spec, once, verdicts, 900, T0 - DAY)[1] == once
+
+
+def test_any_monitor_that_is_named_may_start_a_retraining():
+    """A monitor that is not named is told, in the same turn as the retraining that another one starts."""
+    spec = PolicySpec.parse({"retrain_on": "drift", "consecutive": 1})
+    decisions, _ = run(spec, [({"drift": "alarm", "performance": "alarm"}, 900)])
+    assert actions(decisions) == ["retrain+alert"]
+    assert decisions[0].reason.startswith("drift: ") and decisions[0].also[0].reason == "performance is alarm"
+
+
+def test_one_lasting_alarm_starts_so_many_retrainings_of_a_version():
+    spec = PolicySpec(consecutive=1, cooldown=0 * DAY, budget=99, episode_attempts=2, retrain_on=("performance",))
+    alarm, ok = ({"performance": "alarm"}, 900), ({"performance": "ok"}, 900)
+    decisions, _ = run(spec, [alarm, alarm, alarm, ok, alarm])
+    assert actions(decisions) == ["retrain", "retrain", "none", "alert_end", "retrain"]
+    assert "has started 2 retrainings of this version" in decisions[2].reason
+    # an alarm that goes on about a new version is told no second time, and counts anew
+    decisions, _ = run(spec, [alarm] * 4, versions=["1", "1", "2", "2"])
+    assert actions(decisions) == ["retrain"] * 4
+
+
+def test_in_quiet_hours_nothing_starts_and_nobody_is_woken():
+    """Every six hours from midnight: 0, 6, 12, 18. What began and ended at night is never told."""
+    spec = PolicySpec.parse({"quiet_hours": "22:00-07:00", "consecutive": 1})
+    alarm, ok = ({"performance": "alarm"}, 900), ({"performance": "ok"}, 900)
+    hours = timedelta(hours=6)
+    decisions, _ = run(spec, [alarm, alarm, alarm], every=hours)
+    assert actions(decisions) == ["none", "none", "retrain"]
+    assert "(no retraining: quiet hours 22:00-07:00 UTC)" in decisions[0].reason
+    assert actions(run(spec, [alarm, ok, ok], every=hours)[0]) == ["none", "none", "none"]
+    quiet_end = [ok, ok, alarm, alarm, ok, ok, ok]  # it begins at noon, and ends at the next midnight
+    spec = spec.changed({"retrain_on": ""})
+    assert actions(run(spec, quiet_end, every=hours)[0]) == [*["none"] * 2, "alert", *["none"] * 3, "alert_end"]
+
+
+def test_a_paused_loop_starts_nothing_but_says_what_it_sees():
+    spec = PolicySpec(consecutive=1)
+    decisions, state = run(spec, [({"performance": "alarm"}, 900)] * 3, paused=(0, 1))
+    assert actions(decisions) == ["alert", "none", "retrain"]
+    assert "(no retraining: the loop is paused by ada)" in decisions[0].reason
+    assert state.attempts == (T0 + 2 * DAY,)
+
+
+def test_what_is_remembered_survives_json():
+    _, state = run(PolicySpec(consecutive=1), [({"performance": "alarm"}, 900)])
+    assert state.episodes["performance"].told and state.alarmed_since == T0
+    assert PolicyState.model_validate(state.model_dump(mode="json")) == state
