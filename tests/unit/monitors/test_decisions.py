@@ -1,5 +1,8 @@
 from datetime import datetime, timedelta, timezone
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from mlflow_flywheel.monitors.decisions import PolicyState, decide
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.verdicts import Verdict
@@ -138,3 +141,61 @@ def test_what_is_remembered_survives_json():
     _, state = run(PolicySpec(consecutive=1), [({"performance": "alarm"}, 900)])
     assert state.episodes["performance"].told and state.alarmed_since == T0
     assert PolicyState.model_validate(state.model_dump(mode="json")) == state
+
+
+STATUS = st.sampled_from(["ok", "warn", "alarm", "alarm", "alarm", "unknown"])
+STEP = st.tuples(
+    st.fixed_dictionaries({"drift": STATUS, "performance": STATUS}),
+    st.integers(0, 3000),
+    st.integers(0, 48),
+    st.booleans(),
+)
+SPECS = st.builds(
+    PolicySpec,
+    consecutive=st.integers(1, 3),
+    episode_attempts=st.integers(1, 2),
+    cooldown=st.integers(0, 96).map(lambda hours: timedelta(hours=hours)),
+    budget=st.integers(0, 3),
+    budget_period=st.integers(1, 240).map(lambda hours: timedelta(hours=hours)),
+    retrain_on=st.sets(st.sampled_from(["performance", "labels", "drift", "schedule"])).map(tuple),
+    min_labels=st.integers(1, 1000),
+    new_labels=st.integers(1, 3000),
+    retrain_every=st.just(timedelta(days=2)),
+    quiet_hours=st.sampled_from(["", "22:00-06:00"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SPECS, st.lists(STEP, max_size=40))
+def test_never_in_a_cooldown_over_budget_paused_at_night_without_labels_or_without_breaches(spec, steps):
+    state, as_of, retrained = PolicyState(), T0, []
+    rows = {"drift": 0, "performance": 0}
+    for statuses, labels, hours, paused in steps:
+        as_of += timedelta(hours=hours)
+        repeated = state.decided_at is not None and as_of <= state.decided_at
+        before = state
+        verdicts = [verdict(m, s, as_of) for m, s in statuses.items()]
+        decision, state = decide(spec, state, verdicts, labels, as_of, paused="by ada" if paused else "")
+        if repeated:
+            assert decision.action == "none" and state == before
+            continue
+        for monitor, status in statuses.items():
+            if status != "unknown":
+                rows[monitor] = rows[monitor] + 1 if status == "alarm" else 0
+        done = [d.action for d in (decision, *decision.also) if d.action != "none"]
+        assert not (done and spec.quiet_hours and (as_of.hour >= 22 or as_of.hour < 6))
+        assert len(done) == len(set(done))
+        if decision.action == "retrain":
+            assert not paused
+            assert not retrained or as_of - retrained[-1] >= spec.cooldown
+            assert sum(as_of - moment < spec.budget_period for moment in retrained) < spec.budget
+            assert labels >= spec.min_labels
+            lasting = any(
+                m in spec.retrain_on and statuses[m] == "alarm" and rows[m] >= spec.consecutive for m in rows
+            )
+            enough = "labels" in spec.retrain_on and labels >= spec.new_labels
+            assert lasting or enough or "schedule" in spec.retrain_on
+            retrained.append(as_of)
+            rows = dict.fromkeys(rows, 0)
+        elif "alert" in done:
+            assert "alarm" in statuses.values()
