@@ -29,12 +29,16 @@ BY_POLICY = "policy"
 
 
 class Episode(Frozen):
-    """One lasting alarm of a monitor; `over` is when it ended, while nobody could be told of that yet."""
+    """One lasting alarm of a monitor.
+
+    `alarms` are those in a row since it began or since the last retraining, `attempts` the retrainings of the version in
+    force that it started; `over` is when it ended, while nobody could be told of that yet.
+    """
 
     began: datetime
-    alarms: int = Field(0, description="in a row, since it began or since the last retraining")
-    told: bool = Field(False, description="whether somebody was told of it")
-    attempts: int = Field(0, description="retrainings that it started, of the version in force")
+    alarms: int = 0
+    told: bool = False
+    attempts: int = 0
     over: datetime | None = None
 
     @field_validator("began", "over")
@@ -44,11 +48,11 @@ class Episode(Frozen):
 
 
 class Probation(Frozen):
-    """How far a promoted version was looked at: the action that promoted it, and how much was seen."""
+    """How often a promoted version was looked at, and the labelled rows of the last look; by its promotion's action."""
 
     promotion: int
     looks: int = 0
-    rows: int = Field(0, description="labelled rows at the last look")
+    rows: int = 0
 
 
 class PolicyState(Frozen):

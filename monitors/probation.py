@@ -110,9 +110,7 @@ def compare(
     base = before.losses if before is not None else np.full(len(labels), known[after.metric])
     blocks = time_blocks(rows["event_time"])
     gains = base - after.losses
-    mean, low, high = block_interval(
-        gains, blocks, seed=seed, n_bootstrap=_REPLICATES, confidence=confidence
-    )
+    mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=_REPLICATES, confidence=confidence)
     tolerated = margin * (_entropy(labels) if after.metric == "log_loss" else float(base.mean()))
     n_blocks = int(blocks.max()) + 1
     return Comparison(

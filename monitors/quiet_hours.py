@@ -45,11 +45,14 @@ def parse_quiet_hours(value: object) -> object:
 
 def _span(text: str) -> QuietHours:
     match = _SPAN.fullmatch(text)
+    complaint = f'{text!r} are no hours of the day; write a start and an end, such as "22:00-06:00"'
+    if match is None:
+        raise ValueError(complaint)
+    hours, minutes, end_hours, end_minutes = map(int, match.groups())
     try:
-        hours = [int(number) for number in match.groups()] if match is not None else []
-        start, end = time(*hours[:2]), time(*hours[2:])
-    except (TypeError, ValueError):
-        match = None
-    if match is None or start == end:
-        raise ValueError(f'{text!r} are no hours of the day; write a start and an end, such as "22:00-06:00"')
+        start, end = time(hours, minutes), time(end_hours, end_minutes)
+    except ValueError:
+        raise ValueError(complaint) from None
+    if start == end:
+        raise ValueError(complaint)
     return QuietHours(start=start, end=end)

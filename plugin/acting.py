@@ -129,9 +129,7 @@ def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
     return {"action": "rollback", "reason": reason, "action_id": action.id, "retrain_task": None}
 
 
-def _of_probation(
-    watched: Watch | None, paused: Pause | None, occasion: Occasion
-) -> Iterator[NewAction]:
+def _of_probation(watched: Watch | None, paused: Pause | None, occasion: Occasion) -> Iterator[NewAction]:
     if watched is None or watched.kind == "goes_on":
         return
     evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
@@ -143,9 +141,7 @@ def _of_probation(
     yield NewAction("probation", reason, evidence, end_action_key(watched), watched.kind)
 
 
-def actions_of(
-    decision: Decision, model: str, as_of: datetime, seen: Mapping[str, Any]
-) -> list[NewAction]:
+def actions_of(decision: Decision, model: str, as_of: datetime, seen: Mapping[str, Any]) -> list[NewAction]:
     """Return the actions of a decision, the main one first; `seen` is what it rests on beside the verdicts."""
     found = []
     for one in (decision, *decision.also):

@@ -79,7 +79,8 @@ class Registry:
             elif isinstance(self._backend, MlflowClient):
                 self._backend.set_model_version_tag(model, version, key, value)
             else:
-                self._backend.set_model_version_tag(model, version, ModelVersionTag(key, value))
+                tag = ModelVersionTag(key, value)  # type: ignore[no-untyped-call]
+                self._backend.set_model_version_tag(model, version, tag)
 
 
 def move(

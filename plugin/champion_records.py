@@ -79,7 +79,9 @@ class ChampionRecords:
             ActionRow.model == model, ActionRow.kind.in_(MOVES), ActionRow.status.in_(("started", "done"))
         )
         with self._database.read() as session:
-            return [action_of(row) for row in session.scalars(query.order_by(ActionRow.id.desc()).limit(limit))]
+            return [
+                action_of(row) for row in session.scalars(query.order_by(ActionRow.id.desc()).limit(limit))
+            ]
 
     def pause(self, model: str, requested_by: str, reason: str, as_of: datetime) -> bool:
         """Let the policy of a model start nothing from now on; return False when that was so already."""
@@ -111,9 +113,7 @@ class ChampionRecords:
                 if (row is not None) == (kind == "pause"):
                     return False
                 if row is None:
-                    session.add(
-                        PauseRow(model=model, requested_by=requested_by, reason=reason, since=moment)
-                    )
+                    session.add(PauseRow(model=model, requested_by=requested_by, reason=reason, since=moment))
                 else:
                     session.delete(row)
                 session.add(

@@ -178,9 +178,7 @@ def _action_row(model: str, action: NewAction, as_of: datetime) -> ActionRow:
     )
 
 
-def _recorded(
-    session: Session, model: str, action: NewAction, as_of: datetime
-) -> tuple[int, int | None]:
+def _recorded(session: Session, model: str, action: NewAction, as_of: datetime) -> tuple[int, int | None]:
     """Add an action and the work that it queues; return the ids of both, of the ones that are there already."""
     made = session.scalar(select(ActionRow).where(ActionRow.key == action.key))
     if made is None:

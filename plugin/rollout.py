@@ -17,11 +17,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import FlywheelError, NotFound
 from mlflow_flywheel.pipelines.registry import resolve_model
 
+from .champion import CHAMPION, Registry, finish_moves, note_move
+from .champion_records import MOVES
 from .context import Context
+from .event_clock import event_now
 from .home import Home
 from .operations import Operations
 from .record_types import DeploymentRecord
@@ -87,13 +91,34 @@ def follow_once(home: Home, records: Records, runner: Runner) -> list[RollOver]:
     One registry call per distinct alias. Raises what the registry raises; a deployment that fails stops no other.
     """
     context = Context(home, records, runner)
-    done = _roll_over_all(context, _champions(context))
+    _finish_moves(context)
+    moves = _champions(context)
+    _note_moves(context, moves)
+    done = _roll_over_all(context, moves)
     return done + _roll_over_all(context, _challengers(context))
 
 
 def follows_alias(record: DeploymentRecord) -> bool:
     """Return whether the deployment's model URI names an alias, such as models:/name@champion."""
     return _is_alias(record.model_uri)
+
+
+def _finish_moves(context: Context) -> None:
+    """Move the aliases that somebody wrote down and did not live to move."""
+    if context.records.actions(kinds=MOVES, status="started", limit=1):
+        from mlflow import MlflowClient
+
+        finish_moves(context.records, Registry(MlflowClient(context.tracking_uri)))
+
+
+def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
+    """Remember a champion alias that was set by hand: who goes back needs to know what was before."""
+    for move in moves:
+        model = move.record.model_name
+        if move.record.model_uri == f"models:/{model}@{CHAMPION}" and move.before:
+            policy = PolicySpec.parse(context.records.policy(model))
+            now = event_now(context.home.tables, model, policy)
+            note_move(context.records, model, move.after, now, move.before)
 
 
 def _champions(context: Context) -> list[_Move]:

@@ -153,9 +153,7 @@ def recurring_jobs(context: Context) -> list[Job]:
     for model in sorted({d.model_name for d in deployments if d.version}):
         policy = PolicySpec.parse(context.records.policy(model))
         target = f"{_HERE}:enqueue_monitor"
-        jobs.append(
-            Job(f"monitor {model}", policy.monitor_schedule, target, (path, model), policy.timezone)
-        )
+        jobs.append(Job(f"monitor {model}", policy.monitor_schedule, target, (path, model), policy.timezone))
     for deployment in deployments:
         spec = parse_spec(deployment.config)
         if isinstance(spec, BatchSpec) and spec.schedule is not None:

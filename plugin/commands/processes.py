@@ -66,6 +66,7 @@ def status(context: Context, as_json: bool) -> None:
     processes = context.runner.status()
     daemon = read_status(context.home.path) or {}
     metrics, disk = daemon.get("metrics"), _broker_disk(context, daemon.get("broker_bytes"))
+    pauses = context.records.pauses()
     if as_json:
         print_json(
             {
@@ -74,6 +75,7 @@ def status(context: Context, as_json: bool) -> None:
                 "metrics": metrics,
                 "broker_disk": disk,
                 "trouble": daemon.get("trouble", {}),
+                "paused": {model: str(pause) for model, pause in pauses.items()},
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -92,6 +94,8 @@ def status(context: Context, as_json: bool) -> None:
             click.echo(f"{view['name']}: {_flow(view)}")
         if view["message"]:
             click.echo(f"{view['name']}: {view['message']}")
+    for model, pause in pauses.items():
+        click.echo(f"the loop of {model} is paused {pause}; 'flywheel resume {model}' lets it go on")
     if metrics is not None:
         click.echo(f"Prometheus metrics of the streams: {metrics}")
     if disk is not None:

@@ -105,7 +105,9 @@ def test_any_monitor_that_is_named_may_start_a_retraining():
 
 
 def test_one_lasting_alarm_starts_so_many_retrainings_of_a_version():
-    spec = PolicySpec(consecutive=1, cooldown=0 * DAY, budget=99, episode_attempts=2, retrain_on=("performance",))
+    spec = PolicySpec(
+        consecutive=1, cooldown=0 * DAY, budget=99, episode_attempts=2, retrain_on=("performance",)
+    )
     alarm, ok = ({"performance": "alarm"}, 900), ({"performance": "ok"}, 900)
     decisions, _ = run(spec, [alarm, alarm, alarm, ok, alarm])
     assert actions(decisions) == ["retrain", "retrain", "none", "alert_end", "retrain"]
@@ -126,7 +128,12 @@ def test_in_quiet_hours_nothing_starts_and_nobody_is_woken():
     assert actions(run(spec, [alarm, ok, ok], every=hours)[0]) == ["none", "none", "none"]
     quiet_end = [ok, ok, alarm, alarm, ok, ok, ok]  # it begins at noon, and ends at the next midnight
     spec = spec.changed({"retrain_on": ""})
-    assert actions(run(spec, quiet_end, every=hours)[0]) == [*["none"] * 2, "alert", *["none"] * 3, "alert_end"]
+    assert actions(run(spec, quiet_end, every=hours)[0]) == [
+        *["none"] * 2,
+        "alert",
+        *["none"] * 3,
+        "alert_end",
+    ]
 
 
 def test_a_paused_loop_starts_nothing_but_says_what_it_sees():

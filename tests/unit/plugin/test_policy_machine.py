@@ -201,7 +201,11 @@ class PolicyMachine(RuleBasedStateMachine):
         alerts = [a for a in inside if a.kind == "alert" and f"{name} is off" in a.reason]
         assert len(alerts) <= 1
         assert not (alerts and started) or alerts[0].as_of < min(a.as_of for a in started)
-        ends = [a for a in found if a.kind == "alert_end" and f"{name}: its alarm of {episode.began:%Y-%m-%d %H:%M}" in a.reason]
+        ends = [
+            a
+            for a in found
+            if a.kind == "alert_end" and f"{name}: its alarm of {episode.began:%Y-%m-%d %H:%M}" in a.reason
+        ]
         assert len(ends) <= (1 if alerts or started else 0)
 
     def _version_at(self, as_of: datetime) -> str:
