@@ -16,7 +16,8 @@ from mlflow_flywheel.pipelines.lineage import Lineage
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.training_set import rebuild_training_set
-from mlflow_flywheel.plugin.champion import PARENT_TAG
+from mlflow_flywheel.plugin import approvals
+from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
 from mlflow_flywheel.plugin.release import AS_OF_TAG
@@ -81,12 +82,16 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.project.backend"] == "local"
     assert client.get_experiment(run.info.experiment_id).name == f"flywheel/{model}"
     assert run.data.metrics["challenger_log_loss"] == pytest.approx(run.data.metrics["holdout_log_loss"])
-    (finished,) = records.actions(model)
+    promoted, finished = records.actions(model)
     assert finished.status == "promoted" and finished.run_id == done["run_id"]
     assert finished.result is not None and finished.result["gate"] == done["gate"]
+    assert (promoted.kind, promoted.status, promoted.as_of) == ("promote", "done", day(60))
+    assert (promoted.evidence["before"], promoted.evidence["after"]) == ("1", "2")
+    assert promoted.evidence["requested_by"] == "policy"
 
     assert run_retraining(home, records, model, action.reason, day(60), action.id) == done
     assert len(client.search_model_versions(f"name='{model}'")) == 2
+    assert len(records.actions(model)) == 2
 
     path = mlflow.artifacts.download_artifacts(
         version.tags["flywheel.lineage"], tracking_uri=home.tracking_uri
@@ -100,12 +105,38 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     reference = load_reference(model, "2", home.tracking_uri)
     assert reference is not None and len(reference) == lineage.holdout_rows_found
 
-    # the same version again, but a person is to be asked
+    # back to what was before; the gate does not promote the version that was left again
+    registry = Registry(client)
+    back = approvals.rollback(records, registry, model, "ada", day(61), reason="customers complain")
+    assert (back.kind, back.status, back.evidence["requested_by"]) == ("rollback", "done", "ada")
+    assert champion_of(world) == "1"
+    again = run_retraining(home, records, model, action.reason, day(60), action.id)
+    assert again["status"] == "refused" and "was rolled back" in again["reason"], again
+    assert "customers complain" in again["reason"] and champion_of(world) == "1"
+
+    # a person may promote it; the alias set by hand in MLflow is a move like any other
+    approvals.promote(records, registry, model, "2", "ada", day(62))
+    assert ROLLED_BACK_TAG not in client.get_model_version(model, "2").tags
     client.set_registered_model_alias(model, "champion", "1")
     records.set_policy(model, {"approval": "manual"})
     waiting = run_retraining(home, records, model, action.reason, day(60), action.id)
     assert waiting["status"] == "waiting" and "approval" in waiting["reason"]
     assert (champion_of(world), champion_of(world, "challenger")) == ("1", "2")
+    approvals.promote(records, registry, model, None, "bob", day(63))
+    assert champion_of(world) == "2" and "challenger" not in client.get_registered_model(model).aliases
+    settled = records.actions(model, kinds=("retrain",))[0]
+    assert settled.status == "promoted" and settled.result["decided_by"] == "bob"  # type: ignore[index]
+    story = [
+        (a.kind, a.evidence["before"], a.evidence["after"], a.evidence["requested_by"])
+        for a in records.moves(model)
+    ]
+    assert story[::-1] == [
+        ("promote", "1", "2", "policy"),
+        ("rollback", "2", "1", "ada"),
+        ("promote", "1", "2", "ada"),
+        ("promote", "2", "1", "MLflow"),
+        ("promote", "1", "2", "bob"),
+    ]
 
 
 def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: LoopWorld) -> None:

@@ -128,6 +128,7 @@ def test_status_of_an_empty_home(home: Home) -> None:
         "metrics": None,
         "broker_disk": None,
         "trouble": {},
+        "paused": {},
         "deployments": [],
         "processes": [],
     }
