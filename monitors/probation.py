@@ -26,7 +26,7 @@ from .reference import FEATURE_PREFIX
 
 # There is clearly more to see when there are this many times the labelled rows of the last look.
 _GROWTH = 1.5
-_REPLICATES = 8000
+_REPLICATES = 4000
 # Below this a prediction is quick, however many times longer than before it takes.
 _QUICK_US = 1000.0
 _TIMED_ROWS, _TIMED_REPEATS = 256, 5

@@ -97,7 +97,7 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     )
     told = actions_of(decision, model, occasion.as_of, _seen(occasion))
     actions = [*_of_probation(watched, paused, occasion), *told]
-    if watched is not None:
+    if watched is not None and watched.kind != "worse":  # what was seen while paused is seen again afterwards
         after = after.model_copy(update={"probation": watched.state})
     found = records.commit_decision(model, memory, after.model_dump(mode="json"), actions, occasion.as_of)
     if found is None:

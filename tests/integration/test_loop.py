@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from support.loops import LoopWorld, day
 
 from mlflow_flywheel.monitors.reference import load_reference
+from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.lineage import Lineage
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
@@ -20,7 +21,7 @@ from mlflow_flywheel.plugin import approvals
 from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
-from mlflow_flywheel.plugin.release import AS_OF_TAG
+from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG
 
 QUICK = {
     "window": "20d",
@@ -137,6 +138,51 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
         ("promote", "2", "1", "MLflow"),
         ("promote", "1", "2", "bob"),
     ]
+
+
+def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_probation(
+    world: LoopWorld,
+) -> None:
+    """Labels were flipped for the second version; the third is as good as the first. Windows are five days long."""
+    home, records, model = world.home, world.records, world.name
+    for flipped, alias in ((False, "champion"), (True, None), (False, None)):
+        world.register_classifier(flipped=flipped, alias=alias)
+    world.deploy("shop-web")
+    records.set_policy(model, QUICK | {"window": "5d", "retrain_on": "", "monitors": "performance"})
+    client = MlflowClient(home.tracking_uri)
+    registry = Registry(client)
+    client.set_model_version_tag(
+        model, "2", GATE_TAG, '{"promote": false, "reason": "the challenger is worse"}'
+    )
+    world.serve(range(5), 40)
+    with pytest.raises(BadInput, match=r"refused by the gate \(the challenger is worse\); --force"):
+        approvals.promote(records, registry, model, "2", "ada", day(5))
+    approvals.promote(records, registry, model, "2", "ada", day(5), force=True)
+    world.serve(range(5, 10), 40)
+    assert records.pause(model, "ada", "a holiday", day(9))
+    held = run_monitors(home, records, model, day(9))
+    assert held["action"] == "alert" and champion_of(world) == "2"
+    (warned,) = [a for a in records.actions(model, kinds=("alert",)) if "no rollback" in a.reason]
+    assert "the loop is paused by ada" in warned.reason and "a holiday" in warned.reason
+    assert records.resume(model, "ada", "", day(9))
+
+    undone = run_monitors(home, records, model, day(10))
+    assert undone["action"] == "rollback", undone
+    assert "version 2 on probation: it is surely worse: log loss" in undone["reason"]
+    assert champion_of(world) == "1" and ROLLED_BACK_TAG in client.get_model_version(model, "2").tags
+    (back,) = records.actions(model, kinds=("rollback",))
+    assert back.evidence["comparison"]["paired"] and back.evidence["comparison"]["high"] < 0
+    assert (back.evidence["requested_by"], back.as_of) == ("policy", day(10))
+
+    approvals.promote(records, registry, model, "3", "ada", day(10))
+    world.serve(range(10, 18), 40)
+    assert run_monitors(home, records, model, day(14))["action"] != "rollback"
+    assert records.actions(model, kinds=("probation",)) == []
+    for _ in range(2):
+        run_monitors(home, records, model, day(18))
+    (ended,) = records.actions(model, kinds=("probation",))
+    assert ended.status == "passed" and "version 3 is not surely worse" in ended.reason
+    assert champion_of(world) == "3" and len(records.actions(model, kinds=("rollback",))) == 1
 
 
 def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: LoopWorld) -> None:
