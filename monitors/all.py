@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 _MONITORS = {
     "drift": "drift:DriftMonitor",
     "performance": "performance:PerformanceMonitor",
+    "quality": "quality:QualityMonitor",
+    "latency": "latency:LatencyMonitor",
+    "freshness": "freshness:FreshnessMonitor",
+    "relevance": "relevance:RelevanceMonitor",
 }
 NAMES = tuple(_MONITORS)
 

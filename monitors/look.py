@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import cached_property, partial
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from .verdicts import Verdict
 from .windows import Window
 
 if TYPE_CHECKING:
+    from mlflow_flywheel.pipelines.batch.waiting import InputState
     from mlflow_flywheel.pipelines.model import Scorer
 
     from .policy import PolicySpec
@@ -44,10 +45,18 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment that answers as champion of the model and logs what it answers; `mode` is web, stream or batch."""
+    """A deployment that answers as champion of the model and logs what it answers.
+
+    `mode` is web, stream or batch, `since` when it was made, `every` the longest time between two runs of its
+    schedule. `inputs` looks at the files that it reads, as of a moment (raises FlywheelError when that cannot be
+    done); None when it reads none whose state is known.
+    """
 
     name: str
     mode: str
+    since: datetime | None = None
+    every: timedelta | None = None
+    inputs: Callable[[datetime], InputState] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Look:
     `rows` are what the version answered as champion in the window, with the labels that were known by its end, in
     order of event time: columns of the inference table, features as `feature.<name>`. What costs more is fetched when
     a monitor asks for it: other rows by `read`, the version itself by `load` (raises FlywheelError when it cannot be
-    loaded).
+    loaded). `deployment` is the one whose rows these are alone; None for those of all `deployments`.
     """
 
     model: str
@@ -69,6 +78,7 @@ class Look:
     read: Reader
     load: Callable[[], Scorer]
     deployments: tuple[Deployed, ...] = ()
+    deployment: str | None = None
 
     @property
     def as_of(self) -> datetime:
@@ -78,15 +88,15 @@ class Look:
     @cached_property
     def before(self) -> pa.Table:
         """What champions of any version answered in the window before; their labels are those known now."""
-        return self.read(self.window.before())
+        return self.read(self.window.before(), deployment=self.deployment)
 
     def of(self, deployment: str) -> Look:
-        """Return the same look at what one deployment answered."""
+        """Return the same look at what one deployment answered; `read` still reaches the others' rows."""
         return replace(
             self,
             rows=self.rows.filter(pc.equal(self.rows["deployment"], deployment)),
-            read=partial(self.read, deployment=deployment),
             deployments=tuple(d for d in self.deployments if d.name == deployment),
+            deployment=deployment,
         )
 
 

@@ -34,8 +34,9 @@ MONITOR = "performance"
 # Fewer labelled reference rows than this are no yardstick.
 _LEAST_REFERENCE = 50
 _SHOWN = ("auc", "log_loss", "skill", "accuracy", "f1_macro", "mae", "r2")
-# What the series of a deployment show of its performance.
-_SERIES = ("auc", "log_loss", "brier", "accuracy", "mae", "rmse")
+# What the series of a deployment show of its performance, and of how soon its labels are true.
+_SERIES = ("auc", "log_loss", "brier", "accuracy", "mae", "rmse", "label_delay_hours")
+_LABEL_TIMES = {"label_delay_hours": "label_time", "label_arrival_hours": "received_time"}
 
 
 @dataclass(frozen=True)
@@ -183,16 +184,19 @@ def _beyond(now: Measured, floor: Floor, confidence: float) -> Iterator[Check]:
 
 
 def _coverage(rows: pa.Table, labelled: pa.Table) -> dict[str, float]:
+    """Return how many rows have a label, and how long after the event it was true and was here: median, and 90%."""
     found: dict[str, float] = {"rows": rows.num_rows, "label_rows": labelled.num_rows}
     if rows.num_rows:
         found["label_coverage"] = labelled.num_rows / rows.num_rows
-    if labelled.num_rows and {"label_time", "event_time"} <= set(labelled.column_names):
-        times = [
-            labelled[n].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-            for n in ("label_time", "event_time")
+    for name, column in _LABEL_TIMES.items():
+        if not labelled.num_rows or not {column, "event_time"} <= set(labelled.column_names):
+            continue
+        moments = [
+            labelled[n].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()) for n in (column, "event_time")
         ]
-        hours = pc.divide(pc.cast(pc.subtract(*times), pa.float64()), 3.6e9).to_numpy()
-        found["label_delay_hours"] = float(np.nanmedian(hours)) if not np.isnan(hours).all() else math.nan
+        hours = pc.divide(pc.cast(pc.subtract(*moments), pa.float64()), 3.6e9).drop_null().to_numpy()
+        if len(hours):
+            found[name], found[f"{name}_p90"] = (float(np.percentile(hours, q)) for q in (50, 90))
     return found
 
 

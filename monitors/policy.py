@@ -28,6 +28,10 @@ def _read_list(value: object) -> object:
     )
 
 
+def _read_bound(value: object) -> object:
+    return None if value == "" else value
+
+
 class PolicySpec(Frozen):
     """What is watched, how closely, and what may be done about it: one per registered model.
 
@@ -65,6 +69,38 @@ class PolicySpec(Frozen):
     )
     ranking_margin: float = Field(
         0.02, ge=0, le=0.5, description="tolerated loss of AUC against the reference"
+    )
+    broken_share: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="share of broken values (lost, infinite, far out of range, unknown categories), beyond what the "
+        "reference has of them, that raises an alarm of quality",
+    )
+    latency_margin: float = Field(
+        0.5,
+        ge=0,
+        description="tolerated slow-down of a deployment against the window before; 0.5 is half as much again",
+    )
+    max_latency_ms: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_read_bound)] = Field(
+        None, description="longest time in the model, per row, that 99 of 100 rows may take; empty: no bound"
+    )
+    max_age: Annotated[Duration | None, BeforeValidator(_read_bound)] = Field(
+        None,
+        description="greatest age of the newest event that was answered; empty: no bound, and only batch input that "
+        "waits for longer than two runs of its schedule raises an alarm of freshness",
+    )
+    stale_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of the newest batch answers that would be different now that raises an alarm of relevance",
+    )
+    answer_tolerance: float = Field(
+        0.1,
+        ge=0,
+        description="how far an answer may move and still count as the same: a probability by this, a number by so many "
+        "deviations of the reference's predictions",
     )
     floor: Annotated[tuple[Floor, ...], BeforeValidator(parse_floor)] = Field(
         (),
@@ -162,10 +198,10 @@ class PolicySpec(Frozen):
             raise ValueError(f"there is no time zone {value!r}; give one such as Europe/Berlin") from None
         return value
 
-    @field_validator("window", "retrain_every", "budget_period", "training_window")
+    @field_validator("window", "retrain_every", "budget_period", "training_window", "max_age")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value <= timedelta(0):
             raise ValueError(f'{format_duration(value)!r} must be longer than nothing, such as "30d"')
         return value
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -19,6 +20,8 @@ _TABLE = "schedule"
 # A daemon that was down for a night runs what it missed once when it is back; older misses are not worth it.
 _GRACE_SECONDS = 24 * 3600
 _BUSY_SECONDS = 30
+# Enough for the nights of two weeks, or for the months of a year.
+_NEXT_TIMES = 15
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,20 @@ class Schedule:
     def _differs(self, present: Any, wanted: Job) -> bool:
         have = (present.name, present.func_ref, tuple(present.args))
         return bool(have != (f"{wanted.cron} {wanted.timezone}", wanted.target, wanted.arguments))
+
+
+def longest_gap(cron: str, timezone: str, after: datetime) -> timedelta | None:
+    """Return the longest time between two of a schedule's next times; None when there are not two.
+
+    Raises BadInput as `cron_trigger`.
+    """
+    trigger, times = cron_trigger(cron, timezone), [after]
+    for _ in range(_NEXT_TIMES):
+        found = trigger.get_next_fire_time(times[-1], times[-1])
+        if found is None:
+            break
+        times.append(found)
+    return max((later - earlier for earlier, later in pairwise(times[1:])), default=None)
 
 
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from mlflow_flywheel.monitors.look import Deployed, Look
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reference import load_reference
+from mlflow_flywheel.monitors.schedule import longest_gap
 from mlflow_flywheel.monitors.windows import Window, last_window
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
@@ -21,7 +24,11 @@ from .champion import CHAMPION
 from .home import Home
 from .kept_out import kept_out, without
 from .records import Records
+from .spec import BatchSpec
 from .spec_reading import parse_spec
+
+if TYPE_CHECKING:
+    from mlflow_flywheel.pipelines.batch.waiting import InputState
 
 
 def look_at(
@@ -55,7 +62,7 @@ def look_at(
         policy=policy,
         read=partial(_read, table, left_out, as_of),
         load=partial(_load, home, champion),
-        deployments=tuple(_deployed(records, champion.name)),
+        deployments=tuple(_deployed(home, records, champion.name)),
     )
 
 
@@ -92,10 +99,21 @@ def _scorer(ref: ModelRef) -> Scorer:
     return load_scorer(ref)
 
 
-def _deployed(records: Records, model: str) -> list[Deployed]:
-    found = []
+def _deployed(home: Home, records: Records, model: str) -> Iterator[Deployed]:
     for record in records.deployments(model_name=model):
         spec = parse_spec(record.config)
-        if spec.variant == CHAMPION and spec.log != "none":
-            found.append(Deployed(record.name, record.mode))
-    return found
+        if spec.variant != CHAMPION or spec.log == "none":
+            continue
+        every, inputs = None, None
+        if isinstance(spec, BatchSpec):
+            if spec.schedule is not None:
+                every = longest_gap(spec.schedule, spec.timezone, record.created)
+            if spec.input is not None and spec.query is None:
+                inputs = partial(_input_state, spec.input, home.batch / record.name / "state")
+        yield Deployed(record.name, record.mode, record.created, every, inputs)
+
+
+def _input_state(source: str, state_dir: Path, as_of: datetime) -> InputState:
+    from mlflow_flywheel.pipelines.batch.waiting import input_state
+
+    return input_state(source, state_dir, as_of)

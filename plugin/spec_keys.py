@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .spec import FIELD_KEY, LOOP_PREFIX, SPECS, CommonSpec, Mode
 
@@ -61,4 +61,5 @@ def _type_name(annotation: Any) -> str:
         return "list"
     names = {str: "text", int: "number", float: "number", timedelta: "duration", bool: "true | false"}
     options = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
-    return names.get(options[0], "text")
+    bare = get_args(options[0])[0] if get_origin(options[0]) is Annotated else options[0]
+    return names.get(bare, "text")

@@ -133,6 +133,15 @@ class SeenInputs:
         self._journal.close()
 
 
+def scored_before(state_dir: Path) -> frozenset[tuple[Any, ...]]:
+    """Return the identities in `SeenInputs` without opening it for writing: a run may be at work."""
+    try:
+        data = (state_dir / "seen.jsonl").read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(tuple(orjson.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines())
+
+
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file for a while; the system frees it when this process dies.

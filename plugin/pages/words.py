@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.windows import format_duration
 from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
@@ -149,10 +150,9 @@ def gate_words(gate: Mapping[str, Any]) -> str:
 
 def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
     """Yield the rules in force as (name, words)."""
-    yield (
-        "Monitors",
-        f"{_schedule(policy.monitor_schedule, policy.timezone)}, over {format_duration(policy.window)} of event time",
-    )
+    often = f"{_schedule(policy.monitor_schedule, policy.timezone)}, over {format_duration(policy.window)} of event time"
+    left_out = [name for name in NAMES if name not in policy.watched_by]
+    yield "Monitors", often + (f"; without {', '.join(left_out)}" if left_out else "")
     reasons = [_reason(reason, policy) for reason in policy.retrain_on]
     yield "Retrains", f"after {' or '.join(reasons)}" if reasons else "never by itself"
     if reasons:

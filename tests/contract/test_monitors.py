@@ -6,10 +6,14 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from support.looks import labelled, logged, look_of, scorer_of
 from support.windows_of import WINDOW, reference_of, two_classes
@@ -18,10 +22,16 @@ from mlflow_flywheel.monitors.all import NAMES, monitors
 from mlflow_flywheel.monitors.look import Deployed, Look, Monitor
 from mlflow_flywheel.monitors.reference import Reference
 from mlflow_flywheel.monitors.verdicts import Verdict
+from mlflow_flywheel.pipelines.schema import TIMESTAMP
 
 N = 300
 ODD = ('say "it\'s"', "</script><script>alert(1)</script>", "größe \U0001f600", "a.b..c", "=1+1", "a b/c:d")
-DEPLOYMENTS = (Deployed("web", "web"), Deployed("night", "batch"), Deployed("late", "stream"))
+SINCE = WINDOW.end - timedelta(days=1)
+DEPLOYMENTS = (
+    Deployed("web", "web", SINCE),
+    Deployed("night", "batch", SINCE, timedelta(days=1)),
+    Deployed("late", "stream", SINCE),
+)
 NUMBERS = ("x", "y")
 
 
@@ -31,16 +41,22 @@ def sample(seed: int, n: int = N) -> dict[str, Any]:
     return {"x": rng.normal(size=n), "y": rng.normal(size=n), "c": pa.array(rng.choice(["a", "b", "cc"], n))}
 
 
-def answers(seed: int, n: int = N) -> dict[str, Any]:
-    """Return what a binary classifier says."""
-    score = np.random.default_rng(seed + 1000).random(n)
+def scores(x: Any) -> Any:
+    """Return what the model thinks of feature x: the probability of its positive class."""
+    return 1 / (1 + np.exp(-np.clip(np.nan_to_num(np.asarray(x, dtype=np.float64)), -9, 9)))
+
+
+def answers(features: dict[str, Any]) -> dict[str, Any]:
+    """Return what it answers."""
+    n, x = len(next(iter(features.values()))), features.get("x")
+    score = scores(x if isinstance(x, np.ndarray) else np.zeros(n))
     return {"prediction": (score > 0.5) * 1.0, "prediction_proba": two_classes(score)}
 
 
-def truth(seed: int, n: int = N) -> Any:
+def truth(said: dict[str, Any], seed: int) -> Any:
     """Return the labels of these answers: they are right as often as they say."""
-    score, luck = (np.random.default_rng(seed + more).random(n) for more in (1000, 2000))
-    return (luck < score) * 1.0
+    positive = pc.list_element(said["prediction_proba"], 1).to_numpy()
+    return (np.random.default_rng(seed).random(len(positive)) < positive) * 1.0
 
 
 def rows_of(features: dict[str, Any], seed: int = 1, **own: Any) -> pa.Table:
@@ -51,22 +67,38 @@ def rows_of(features: dict[str, Any], seed: int = 1, **own: Any) -> pa.Table:
         "deployment": pa.array([DEPLOYMENTS[i].name for i in modes], pa.string()),
         "mode": pa.array([DEPLOYMENTS[i].mode for i in modes], pa.string()),
         "client_request_id": pa.array([f"r{i // 2}" for i in range(n)], pa.string()),
+        # a batch run answers the events of its last hours, the others answer all the time
+        "event_time": pa.array(
+            [
+                WINDOW.end - (timedelta(minutes=i) if m == 1 else WINDOW.length * i / n)
+                for i, m in enumerate(modes, 1)
+            ],
+            TIMESTAMP,
+        ),
     }
-    made = logged(features, **(where | answers(seed, n) | own))
-    return labelled(made, truth(seed, n)) if pa.types.is_floating(made["label"].type) else made
+    said = answers(features)
+    made = logged(features, **(where | said | own))
+    if pa.types.is_floating(made["label"].type):
+        made = labelled(made, truth(said, seed))
+    return made.sort_by("event_time")
 
 
 def reference(features: dict[str, Any] | None = None) -> Reference:
     features = sample(0) if features is None else features
-    n = len(next(iter(features.values())))
-    return reference_of(features, **answers(0, n), label=truth(0, n))
+    said = answers(features)
+    return reference_of(features, **said, label=truth(said, 0))
+
+
+def answer_again(frame: pd.DataFrame) -> tuple[Any, Any]:
+    score = scores(frame["x"])
+    return (score > 0.5) * 1.0, np.column_stack([1 - score, score])
 
 
 def look(rows: pa.Table, known: Reference | None, **more: Any) -> Look:
-    before = logged(sample(2), WINDOW.before(), **answers(2))
-    loaded = scorer_of(lambda frame: frame.fillna(0).sum(axis=1) > 0, *NUMBERS)
+    before = logged(sample(2), WINDOW.before(), **answers(sample(2)))
+    loaded = scorer_of(answer_again, *NUMBERS)
     given: dict[str, Any] = {"others": [before], "deployments": DEPLOYMENTS, "load": lambda: loaded}
-    return look_of(rows, known, **(given | {"min_rows": 100} | more))
+    return look_of(rows, known, **(given | {"min_rows": 100, "max_age": "2d"} | more))
 
 
 def changed(**columns: Any) -> Look:
@@ -79,7 +111,8 @@ def odd_names() -> Look:
         words = {f"{name} word": pa.array(rng.choice(ODD, N)) for name in ODD}
         return {name: rng.normal(size=N) for name in ODD} | words
 
-    return look(rows_of(named(1)), reference(named(0)))
+    model = scorer_of(lambda frame: (frame[ODD[0]] > 0) * 1.0, *ODD)
+    return look(rows_of(named(1)), reference(named(0)), load=lambda: model)
 
 
 def many_categories() -> Look:
@@ -174,6 +207,12 @@ def test_whatever_the_rows_hold_there_is_an_answer_that_can_be_kept(
 
 
 @every_monitor
+def test_it_is_told_in_the_documentation(monitor: Monitor) -> None:
+    page = Path(__file__).parents[2] / "docs" / "monitors.md"
+    assert f"## {monitor.name.capitalize()}\n" in page.read_text()
+
+
+@every_monitor
 def test_nothing_that_changed_is_no_alarm(monitor: Monitor, situations: dict[str, Look]) -> None:
     verdict = monitor.look(situations["calm"])
     assert verdict is None or verdict.status != "alarm", verdict.summary
@@ -183,15 +222,18 @@ def test_nothing_that_changed_is_no_alarm(monitor: Monitor, situations: dict[str
 @pytest.mark.parametrize("name", ["empty", "one row"])
 def test_too_little_is_never_all_well(monitor: Monitor, name: str, situations: dict[str, Look]) -> None:
     verdict = monitor.look(situations[name])
-    assert verdict is None or verdict.status == "unknown", verdict.summary
+    assert verdict is None or verdict.status != "ok", verdict.summary
 
 
 @every_monitor
 def test_what_is_drawn_of_a_deployment_is_measured_of_its_own_rows(
     monitor: Monitor, situations: dict[str, Look]
 ) -> None:
-    own = situations["calm"].of("web")
-    assert own.rows.num_rows == N // 3 and own.read(WINDOW.before()).num_rows == N
-    if monitor.series:
-        verdict = monitor.look(own)
-        assert verdict is not None and {metric for metric, _ in monitor.series} & set(verdict.metrics)
+    measured: set[str] = set()
+    for deployment in DEPLOYMENTS:
+        own = situations["calm"].of(deployment.name)
+        assert own.rows.num_rows == N // 3 and own.deployments == (deployment,)
+        assert own.before.num_rows == (N if deployment.name == "web" else 0)
+        verdict = monitor.look(own) if monitor.series else None
+        measured |= set(verdict.metrics) if verdict is not None else set()
+    assert not monitor.series or {metric for metric, _ in monitor.series} & measured

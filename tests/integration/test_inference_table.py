@@ -82,6 +82,9 @@ def test_the_latest_label_wins_by_either_id_and_waits_for_its_prediction(
     assert labels == {"a": 1.0, "b": 0.0, "c": None}
     early = table.read(known_before=DAY + timedelta(days=1, hours=1), labelled=True).to_pylist()
     assert {row["prediction_id"]: row["label"] for row in early} == {"a": 0.0, "b": 0.0}
+    asked = table.read(requests=["B", "C", "nobody"], labelled=True, known_before=DAY + timedelta(days=9))
+    assert asked["prediction_id"].to_pylist() == ["b"]
+    assert table.read(requests=[], columns=["prediction_id"]).num_rows == 0
     assert table.counts().labelled == 2
     assert table.unmatched_feedback() == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from support.loops import LoopWorld, day
 
+from mlflow_flywheel.monitors.all import NAMES
+from mlflow_flywheel.monitors.quality import QualityMonitor
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.lineage import Lineage
@@ -30,7 +33,11 @@ QUICK = {
     "consecutive": 1,
     "retrain_on": "performance",
     "report": "never",
+    "monitors": "-latency",  # the tests' own times say nothing
 }
+
+
+CALM = [("drift", "ok"), ("performance", "ok"), ("quality", "ok")]
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     records.set_policy(model, QUICK)
     world.serve(range(20), 30, deployments=("shop-web", "shop-app"))
     calm = run_monitors(home, records, model, day(20))
-    assert [v["status"] for v in calm["verdicts"]] == ["ok", "ok"], calm["verdicts"]
+    assert [(v["monitor"], v["status"]) for v in calm["verdicts"]] == CALM, calm["verdicts"]
     assert calm["action"] == "none" and records.actions(model) == []
 
     world.serve(range(20, 60), 30, turned=True, deployments=("shop-web", "shop-app"))
@@ -65,7 +72,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     assert again["action"] == "none"
     (action,) = records.actions(model)
     assert action.status == "queued" and action.evidence["monitor_run_id"] == alarm["run_id"]
-    assert len(records.verdicts(model)) == 4
+    assert len(records.verdicts(model)) == 2 * len(CALM)
     (task,) = records.tasks(kind="retrain")
     assert task.payload["action_id"] == action.id and task.id == alarm["retrain_task"]
 
@@ -233,13 +240,52 @@ def test_a_feature_that_is_kept_out_of_the_table_is_no_drift_and_no_training_dat
     records.set_policy(model, QUICK)
     world.serve(range(20), 30, log_exclude=["b"])
     verdicts = run_monitors(home, records, model, day(20))["verdicts"]
-    assert [v["status"] for v in verdicts] == ["ok", "ok"], verdicts
+    assert [(v["monitor"], v["status"]) for v in verdicts] == CALM, verdicts
     assert verdicts[0]["metrics"]["tested_columns"] == 2
     action = records.add_action(model, "retrain", "a test", {}, day(20), "key")
     failed = run_retraining(home, records, model, "a test", day(20), action)
     assert (failed["status"], failed["run_id"]) == ("failed", None)
     assert "'shop-web' keeps feature 'b' out of the inference table (log_exclude)" in failed["reason"]
     assert records.actions(model)[0].status == "failed"
+
+
+def test_every_monitor_looks_at_the_table_the_deployments_and_the_model(
+    world: LoopWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nightly run was missed, and one monitor fails: the others say what they see, also when no row comes any more."""
+    home, records, model = world.home, world.records, world.name
+    world.register_classifier()
+    world.deploy("shop-web")
+    world.deploy("shop-night", mode="batch", input=str(tmp_path / "in"), schedule="0 2 * * *")
+    (tmp_path / "in").mkdir()
+    (late := tmp_path / "in" / "orders.csv").write_text("a,b,c\n1,2,3\n")
+    os.utime(late, times=(day(17).timestamp(),) * 2)
+    records.set_policy(model, QUICK | {"monitors": "all", "retrain_on": ""})
+    world.serve(range(20), 30)
+    world.serve([18], 60, deployments=["shop-night"], mode="batch")
+    monkeypatch.setattr(QualityMonitor, "look", _fail)
+    seen = run_monitors(home, records, model, day(20))
+    said = {v["monitor"]: v for v in seen["verdicts"]}
+    assert tuple(said) == NAMES
+    assert (said["quality"]["status"], said["quality"]["summary"]) == ("unknown", "failed: ValueError: a bug")
+    relevance, freshness = said["relevance"], said["freshness"]
+    assert (relevance["status"], relevance["metrics"]["compared"]) == ("ok", 60), relevance
+    assert relevance["metrics"]["changed_share"] == 0
+    assert freshness["summary"] == "shop-night: 1 input file waits for 3d (at most 2d)"
+    assert (seen["action"], seen["reason"]) == ("alert", freshness["summary"])
+    client = MlflowClient(home.tracking_uri)
+    series = client.get_run(str(records.deployment("shop-night").run_id)).data.metrics
+    assert series["changed_answers_share"] == 0 and series["input_waiting_hours"] == 72
+    assert series["scoring_p99_ms"] >= series["scoring_p50_ms"] > 0
+
+    records.set_policy(model, QUICK | {"max_age": "5d"})
+    silent = run_monitors(home, records, model, day(400))
+    assert (silent["rows"], silent["action"]) == (0, "none"), "its alarm was told already"
+    assert records.verdicts(model, monitor="freshness")[0].verdict == "alarm"
+
+
+def _fail(*_: object) -> None:
+    raise ValueError("a bug")
 
 
 def test_without_rows_nothing_is_said(world: LoopWorld) -> None:

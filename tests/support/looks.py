@@ -73,7 +73,9 @@ def look_of(
     **policy: Any,
 ) -> Look:
     """Return a look at rows; `others` are in the table too, but not of this window or version."""
-    everything = [rows, *others]
+    everything = pa.concat_tables(
+        [rows, *(_as_logged_beside(rows, other) for other in others)], promote_options="permissive"
+    ).sort_by("event_time")
 
     def read(
         span: Window,
@@ -82,7 +84,7 @@ def look_of(
         requests: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        found = pa.concat_tables(everything, promote_options="permissive").sort_by("event_time")
+        found = everything
         times = found["event_time"]
         keep = pc.and_(pc.greater_equal(times, pa.scalar(span.start)), pc.less(times, pa.scalar(span.end)))
         if deployment is not None:
@@ -119,6 +121,12 @@ def scorer_of(answer: Callable[[pd.DataFrame], Any], *features: str, kind: str =
 
 def _no_model() -> Scorer:
     raise AssertionError("this look's model is not to be loaded")
+
+
+def _as_logged_beside(rows: pa.Table, other: pa.Table) -> pa.Table:
+    """Drop columns of another type than in `rows`: a table has one type for each."""
+    kinds = {field.name: field.type for field in rows.schema}
+    return other.drop_columns([f.name for f in other.schema if kinds.get(f.name, f.type) != f.type])
 
 
 def _is_single(value: Any) -> bool:

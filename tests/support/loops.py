@@ -75,15 +75,15 @@ class LoopWorld:
         reference, truth = self.rows(n)
         return register(info.model_uri, self.name, reference.assign(y=truth), "y", alias)
 
-    def deploy(self, *names: str, **config: str) -> None:
+    def deploy(self, *names: str, mode: str = "web", **config: str) -> None:
         """Record deployments, as if they were served."""
         for name in names:
             self.records.add_deployment(
                 name,
                 model_uri=f"models:/{self.name}@champion",
                 model_name=self.name,
-                mode="web",
-                config={"mode": "web", **config},
+                mode=mode,
+                config={"mode": mode, **config},
                 flavor="sklearn",
                 version="1",
                 status="ready",
@@ -96,6 +96,7 @@ class LoopWorld:
         *,
         turned: bool = False,
         deployments: Sequence[str] = ("shop-web",),
+        mode: str = "web",
         label: int | None = None,
         challenger_shadows: bool = False,
         challenger_answers: int = 0,
@@ -121,8 +122,8 @@ class LoopWorld:
                 batch = scorer.schema.from_columns(frame.to_dict("list"), per_day)
                 asked = Request(batch, ids, event_times=times)
                 kept = RedactedLog(log, log_exclude)
-                core = ScoringCore(scorer, deployment=deployment, mode="web", log=kept)
-                trial = ScoringCore(scorer, deployment=deployment, mode="web", log=kept, variant="challenger")
+                core = ScoringCore(scorer, deployment=deployment, mode=mode, log=kept)
+                trial = ScoringCore(scorer, deployment=deployment, mode=mode, log=kept, variant="challenger")
                 heard = per_day - challenger_answers
                 core.score(asked.take(range(heard)))
                 if challenger_answers:

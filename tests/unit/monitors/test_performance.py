@@ -203,12 +203,16 @@ def test_coverage_and_delay_of_labels_are_told_and_unlabelled_rows_left_out():
     own = binary(np.random.default_rng(16), 1000)
     label = pa.array(own["label"], pa.float64(), mask=np.arange(1000) % 4 != 0)
     table = window_of({}, **{**own, "label": label})
-    late = pa.array(
-        [t.as_py() + timedelta(hours=6) for t in table["event_time"]], pa.timestamp("us", tz="UTC")
-    )
-    verdict = performance(table.append_column("label_time", late), None, WINDOW)
+    kind = table["event_time"].type
+    true = pa.array([t.as_py() + timedelta(hours=6) for t in table["event_time"]], kind)
+    # every fifth label comes a day after it was true
+    here = pa.array([t.as_py() + timedelta(days=i % 5 == 0) for i, t in enumerate(true)], kind)
+    table = table.append_column("label_time", true).append_column("received_time", here)
+    verdict = performance(table, None, WINDOW)
     assert verdict.metrics["label_rows"] == 250 and verdict.metrics["label_coverage"] == 0.25
-    assert verdict.metrics["label_delay_hours"] == 6.0
+    metrics = verdict.metrics
+    assert (metrics["label_delay_hours"], metrics["label_delay_hours_p90"]) == (6.0, 6.0)
+    assert (metrics["label_arrival_hours"], metrics["label_arrival_hours_p90"]) == (6.0, 30.0)
     few = performance(table.slice(0, 100), None, WINDOW)
     assert few.status == "unknown" and "25 of 100 rows have a label" in few.summary
     assert performance(table.slice(0, 0), None, WINDOW).status == "unknown"

@@ -13,6 +13,8 @@ from mlflow_flywheel.pipelines.errors import BadInput
         ({"windw": "3d"}, "did you mean 'window'"),
         ({"window": "3 days"}, "'3 days' is not a duration"),
         ({"window": "0d"}, "longer than nothing"),
+        ({"max_age": "0d"}, "longer than nothing"),
+        ({"max_latency_ms": "-1"}, "greater than 0"),
         ({"floor": "acu>=0.6"}, "'acu' is not a metric"),
         ({"floor": "auc>0.6"}, "is not a bound"),
         ({"retrain_on": "labls"}, "did you mean 'labels'"),
@@ -46,6 +48,12 @@ def test_monitors_are_chosen_by_name_or_left_out(asked, watching):
     assert spec.watched_by == watching
     assert [monitor.name for monitor in monitors(spec.watched_by)] == list(watching)
     assert PolicySpec.parse(spec.model_dump(mode="json")) == spec
+
+
+def test_bounds_can_be_taken_away_again():
+    bounded = PolicySpec.parse({"max_age": "36h", "max_latency_ms": "5"})
+    assert (bounded.max_age, bounded.max_latency_ms) == (timedelta(hours=36), 5.0)
+    assert bounded.changed({"max_age": "", "max_latency_ms": ""}) == PolicySpec()
 
 
 def test_every_setting_is_described():
