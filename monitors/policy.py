@@ -146,6 +146,21 @@ class PolicySpec(Frozen):
     holdout_rows: int = Field(20_000, ge=50, description="most rows held out")
     gate_margin: float = Field(0.0, ge=0, description="least mean gain of the challenger's loss at the gate")
     gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="how sure the gate must be of no harm")
+    gate_slices: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        (), description="features by whose values no slice of the held-out rows may surely get worse"
+    )
+    gate_max_latency_ratio: float = Field(
+        0.0, ge=0, description="most times as long as the champion that a challenger may take; 0: any"
+    )
+    gate_max_size_ratio: float = Field(
+        0.0, ge=0, description="most times as large as the champion that a challenger may be; 0: any"
+    )
+    retrain_timeout: Duration = Field(
+        timedelta(hours=1), description="longest time that a retraining's run may take; then it is killed"
+    )
+    retrain_memory_gb: float = Field(
+        0.0, ge=0, description="most memory that its processes may take together; then it is killed; 0: any"
+    )
     approval: Literal["auto", "manual"] = Field("auto", description="who moves the alias after a passed gate")
     probation: Duration = Field(
         timedelta(days=7),
@@ -198,7 +213,9 @@ class PolicySpec(Frozen):
             raise ValueError(f"there is no time zone {value!r}; give one such as Europe/Berlin") from None
         return value
 
-    @field_validator("window", "retrain_every", "budget_period", "training_window", "max_age")
+    @field_validator(
+        "window", "retrain_every", "budget_period", "training_window", "retrain_timeout", "max_age"
+    )
     @classmethod
     def _positive(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value <= timedelta(0):

@@ -8,7 +8,6 @@ looks together a version that is as good as the old one is rolled back with at m
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.pipelines.gate import MIN_BLOCKS, Scores, block_interval, kind_of, score, time_blocks
+from mlflow_flywheel.pipelines.gate_checks import times_as_long
 from mlflow_flywheel.pipelines.model import Predictions, Scorer
 from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION, PREDICTION_PROBA
 
@@ -29,7 +29,6 @@ _GROWTH = 1.5
 _REPLICATES = 4000
 # Below this a prediction is quick, however many times longer than before it takes.
 _QUICK_US = 1000.0
-_TIMED_ROWS, _TIMED_REPEATS = 256, 5
 
 
 @dataclass(frozen=True)
@@ -142,23 +141,12 @@ def slower(before: pa.Table, after: pa.Table, least: int, ratio: float) -> str |
     return None
 
 
-def times_as_long(rows: pa.Table, old: Scorer, new: Scorer) -> float:
+def longer(rows: pa.Table, old: Scorer, new: Scorer) -> float:
     """Return how many times as much processor time the new version takes for the same rows, here and now.
 
     What was logged also tells of a busy machine; this does not.
     """
-    some = rows.slice(0, _TIMED_ROWS)
-    return _cost(new, some) / max(_cost(old, some), 1e-9)
-
-
-def _cost(scorer: Scorer, rows: pa.Table) -> float:
-    given = _features(scorer, rows)
-    spent = []
-    for _ in range(_TIMED_REPEATS):
-        began = time.process_time()
-        scorer.predict(given)
-        spent.append(time.process_time() - began)
-    return min(spent)
+    return times_as_long(old, _features(old, rows), new, _features(new, rows))
 
 
 def _scores(scorer: Scorer, rows: pa.Table, labels: pa.Array, classes_only: bool = False) -> Scores | None:

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .compatibility import check_stands_in
 from .errors import BadInput, ModelError
+from .gate_checks import GateChecks, Slice, folder_bytes, parts, times_as_long
 from .model import Predictions, Scorer
 from .training_files import EVENT_TIME, LABEL
 
@@ -37,7 +39,8 @@ class GateResult:
     """The decision and what it rests on.
 
     `metric` names the score among the metrics of both; `difference` is the challenger's mean gain (positive: it loses
-    less), `low` and `high` its interval.
+    less), `low` and `high` its interval at `confidence`, which grows with the attempt. A ratio is how many times as
+    long or large the challenger is, None when nobody asked.
     """
 
     promote: bool
@@ -50,6 +53,11 @@ class GateResult:
     high: float
     rows: int
     blocks: int
+    confidence: float = math.nan
+    attempt: int = 1
+    slices: tuple[Slice, ...] = ()
+    latency_ratio: float | None = None
+    size_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, tags and records; what is not finite becomes None."""
@@ -75,32 +83,99 @@ def compare(
     n_bootstrap: int = 2000,
     confidence: float = 0.95,
     margin: float = 0.0,
+    checks: GateChecks | None = None,
 ) -> GateResult:
     """Decide whether the challenger may replace the champion.
 
     It may when the interval of its mean gain lies above zero and the mean gain is at least `margin` (in units of the
     score: log loss for classifiers with probabilities, error rate without, absolute error for regressors). `holdout` has
-    the features by name, `label` and the event time. A challenger that cannot score the hold-out is refused, with the
-    error as the reason; a champion that cannot raises.
+    the features by name, `label` and the event time. A challenger that cannot score the hold-out, or cannot stand in
+    for the champion, is refused, with the error as the reason; a champion that cannot raises. So is one that fails a
+    check, with all reasons.
     """
+    checks = checks or GateChecks()
     labels = holdout[LABEL].combine_chunks()
     said_before = champion.predict(champion.schema.from_table(holdout))
     before = score(said_before, champion.classes, labels, kind)
     try:
+        check_stands_in(challenger, champion)
         said_after = challenger.predict(challenger.schema.from_table(holdout))
         after = score(said_after, challenger.classes, labels, kind)
     except (BadInput, ModelError) as error:
         return _refused(
-            f"refused: the challenger cannot score the hold-out: {error.message}", before, holdout
+            f"refused: the challenger cannot do the champion's work: {error.message}", before, holdout
         )
     if after.metric != before.metric:
         # Only one of the two has probabilities: both can be judged by the classes they name.
         before = score(replace(said_before, proba=None), None, labels, kind)
         after = score(replace(said_after, proba=None), None, labels, kind)
     blocks = time_blocks(holdout[EVENT_TIME])
-    return decide(
-        before, after, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence, margin=margin
-    )
+    sure = checks.confidence(confidence)
+    # an interval that is surer lies further out, and needs more draws to be found
+    draws = n_bootstrap * min(2 ** (checks.attempt - 1), 8)
+    result = decide(before, after, blocks, seed=seed, n_bootstrap=draws, confidence=sure, margin=margin)
+    gains = before.losses - after.losses
+    sliced = _slices(holdout, gains, blocks, checks.slices, seed=seed, n_bootstrap=draws, confidence=sure)
+    result = replace(result, attempt=checks.attempt, slices=sliced)
+    return _checked(result, champion, challenger, holdout, checks)
+
+
+def _slices(
+    holdout: pa.Table,
+    gains: Floats,
+    blocks: npt.NDArray[np.int64],
+    features: tuple[str, ...],
+    *,
+    seed: int,
+    n_bootstrap: int,
+    confidence: float,
+) -> tuple[Slice, ...]:
+    """Return what each slice gains; their intervals are as sure together as one alone would be (Bonferroni)."""
+    wanted = list(parts(holdout, features))
+    found = []
+    for name, inside in wanted:
+        own = np.unique(blocks[inside], return_inverse=True)[1]
+        mean, low, high = block_interval(
+            gains[inside],
+            own,
+            seed=seed,
+            n_bootstrap=n_bootstrap,
+            confidence=1 - (1 - confidence) / len(wanted),
+        )
+        worse = int(own.max()) + 1 >= MIN_BLOCKS and high < 0
+        found.append(Slice(name, int(inside.sum()), mean, low, high, worse))
+    return tuple(found)
+
+
+def _checked(
+    result: GateResult, champion: Scorer, challenger: Scorer, holdout: pa.Table, checks: GateChecks
+) -> GateResult:
+    """Refuse a challenger that gained, but not everywhere, or at too high a price; say each reason."""
+    why = [
+        f"{one.slice} gets worse: gain {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}) on {one.rows:,} rows"
+        for one in result.slices
+        if one.worse
+    ]
+    if checks.max_latency_ratio > 0:
+        given = (scorer.schema.from_table(holdout) for scorer in (champion, challenger))
+        ratio = times_as_long(champion, next(given), challenger, next(given))
+        result = replace(result, latency_ratio=ratio)
+        if ratio > checks.max_latency_ratio:
+            why.append(f"it takes {ratio:.1f} times as long, more than {checks.max_latency_ratio:g}")
+    if checks.max_size_ratio > 0:
+        ratio = folder_bytes(challenger.ref.path) / max(folder_bytes(champion.ref.path), 1)
+        result = replace(result, size_ratio=ratio)
+        if ratio > checks.max_size_ratio:
+            why.append(f"it is {ratio:.1f} times as large, more than {checks.max_size_ratio:g}")
+    if checks.attempt > 1:
+        again = f"; attempt {checks.attempt} on this evidence, so the interval must be surer"
+        result = replace(result, reason=result.reason + again)
+    return refuse(result, "; ".join(why)) if why and result.promote else result
+
+
+def refuse(result: GateResult, why: str) -> GateResult:
+    """Return a passed comparison as a refused one, with the reason first."""
+    return replace(result, promote=False, reason=f"refused: {why}; the score alone {result.reason}")
 
 
 def kind_of(scorer: Scorer) -> Kind:
@@ -141,7 +216,17 @@ def decide(
         promote, why = True, "the interval excludes harm"
     reason = f"{'passed' if promote else 'refused'}: {why}: {facts} on {len(gains)} rows in {n_blocks} blocks"
     return GateResult(
-        promote, reason, before.metric, before.metrics, after.metrics, mean, low, high, len(gains), n_blocks
+        promote,
+        reason,
+        before.metric,
+        before.metrics,
+        after.metrics,
+        mean,
+        low,
+        high,
+        len(gains),
+        n_blocks,
+        confidence,
     )
 
 
@@ -313,4 +398,6 @@ def _mean(values: Floats) -> float:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,8 +21,8 @@ from mlflow_flywheel.monitors.probation import (
     Comparison,
     compare,
     confidence_of,
+    longer,
     slower,
-    times_as_long,
     worth_a_look,
 )
 from mlflow_flywheel.pipelines.errors import FlywheelError
@@ -194,7 +194,7 @@ def _slower(case: _Case, version: str) -> str | None:
     old = _comparable(case, before) if said is not None else None
     if said is None or old is None:
         return None
-    again = times_as_long(case.rows(version, began, case.as_of), old, case.load())
+    again = longer(case.rows(version, began, case.as_of), old, case.load())
     return f"{said}; {again:.1f} times the processor time for the same rows" if again > ratio else None
 
 

@@ -29,6 +29,7 @@ def release(
     gate = json.loads(version.tags[GATE_TAG])
     model, number = str(version.name), str(version.version)
     result = {"run_id": version.run_id, "version": number, "gate": gate, "reason": gate["reason"]}
+    result["parent"] = version.tags[PARENT_TAG]
     if not gate["promote"]:
         return result | {"status": "refused", "promoted": False}
     if ROLLED_BACK_TAG in version.tags:

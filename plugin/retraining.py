@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_flywheel.pipelines
-from mlflow_flywheel.monitors.decisions import BY_POLICY
+from mlflow_flywheel.monitors.decisions import BY_POLICY, PolicyState
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import KIND_TAG, MODEL_TAG, experiment_id
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import FlywheelError
-from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of
+from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of, refuse
+from mlflow_flywheel.pipelines.gate_checks import GateChecks
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.lineage import LINEAGE_FILE, TrainingSet, TrainingSetSpec
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
@@ -50,6 +51,7 @@ from .records import Records
 from .registration import add_version, log_reference
 from .release import AS_OF_TAG, GATE_TAG, release
 from .runners.base import path_with_interpreter, process_environment
+from .suitability import unsuitable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +62,6 @@ TRIGGER_TAG, LINEAGE_TAG = "flywheel.trigger", "flywheel.lineage"
 _log = logging.getLogger(__name__)
 _PROJECT = str(Path(mlflow_flywheel.pipelines.__file__).parent)
 _WORK = "retraining"
-_PROJECT_SECONDS = 3600.0
 # A web or stream worker seals its segment within a second: what was received before `known_at` is committed by then.
 _SETTLE_SECONDS = 1.5
 _TEXT_LENGTH = 2000
@@ -78,6 +79,8 @@ class Challenge:
     as_of: datetime
     run_id: str
     experiment: str
+    records: Records
+    action_id: int
 
     @property
     def model(self) -> str:
@@ -119,7 +122,11 @@ def run_retraining(
             experiment = experiment_id(client, model)
             run_id = _new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
-            version = _challenge(Challenge(home, client, policy, champion, reason, as_of, run_id, experiment))
+            version = _challenge(
+                Challenge(
+                    home, client, policy, champion, reason, as_of, run_id, experiment, records, action_id
+                )
+            )
         result = release(records, Registry(client), policy, version, as_of, requested_by)
     except (FlywheelError, MlflowException) as error:
         _log.warning("retraining of %s failed: %s", model, error.message)
@@ -165,7 +172,10 @@ def _challenge(attempt: Challenge) -> ModelVersion:
             seed=training_set.lineage.seed,
             confidence=attempt.policy.gate_confidence,
             margin=attempt.policy.gate_margin,
+            checks=_checks(attempt, training_set),
         )
+        unfit = unsuitable(attempt.home, attempt.records, attempt.model, challenger)
+        gate = refuse(gate, unfit) if unfit is not None and gate.promote else gate
         _log_gate(attempt, gate, model_id)
         return _register(attempt, resolved, challenger, training_set, gate, tags)
     finally:
@@ -220,13 +230,12 @@ def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
         experiment_id=attempt.experiment,
         environment=environment,
         log_file=log_file,
-        timeout=_PROJECT_SECONDS,
+        timeout=attempt.policy.retrain_timeout.total_seconds(),
+        memory_bytes=attempt.policy.retrain_memory_gb * 1e9 or math.inf,
     )
     attempt.client.log_artifact(attempt.run_id, str(log_file), "logs")
     if outcome.status == "KILLED":
-        raise FlywheelError(
-            f"the retraining run was killed after {_PROJECT_SECONDS:g} s; the champion serves on"
-        )
+        raise FlywheelError(f"the retraining run was killed {outcome.bound}; the champion serves on")
     if outcome.status == "FAILED":
         raise FlywheelError(
             f"the retraining run failed; the champion serves on. It said:\n{outcome.log_tail}"
@@ -237,6 +246,30 @@ def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
             "the retraining project finished without logging a model; call log_model in its run"
         )
     return str(outputs.model_outputs[-1].model_id)
+
+
+def _checks(attempt: Challenge, training_set: TrainingSet) -> GateChecks:
+    """Return what the gate asks beside the score, and how many challengers it has refused on this evidence."""
+    policy = attempt.policy
+    return GateChecks(
+        policy.gate_slices,
+        policy.gate_max_latency_ratio,
+        policy.gate_max_size_ratio,
+        1 + _refused_before(attempt, training_set.lineage.holdout_start),
+    )
+
+
+def _refused_before(attempt: Challenge, holdout_start: datetime) -> int:
+    """Count the challengers of this champion that were refused in the same lasting alarm, or by an overlapping hold-out."""
+    state = PolicyState.model_validate(attempt.records.policy_state(attempt.model))
+    since = min(holdout_start, state.alarmed_since or holdout_start)
+    refused = attempt.records.actions(attempt.model, limit=1000, kinds=("retrain",), status="refused")
+    return sum(
+        since < action.as_of <= attempt.as_of
+        and action.id != attempt.action_id
+        and (action.result or {}).get("parent") == attempt.champion.version
+        for action in refused
+    )
 
 
 def _register(

@@ -65,9 +65,11 @@ def loop_handlers(context: Context, loop: WarmProcess) -> Handlers:
     def retrain(task: Task) -> Mapping[str, Any]:
         action_id = action_of(context.records, task)
         reason = str(task.payload.get("reason") or f"asked for by {task.requested_by}")
+        policy = PolicySpec.parse(context.records.policy(task.subject))
+        seconds = _LOOP_SECONDS + policy.retrain_timeout.total_seconds()
         try:
             answer: dict[str, Any] = loop.call(
-                retrain_model, path, task.subject, reason, _as_of(task), action_id, timeout=_LOOP_SECONDS
+                retrain_model, path, task.subject, reason, _as_of(task), action_id, timeout=seconds
             )
         except FlywheelError as error:
             if not loop.stopped:
