@@ -22,6 +22,7 @@ _COMMANDS = {
     "pause": "commands.releases:pause",
     "resume": "commands.releases:resume",
     "backtest": "commands.backtest:backtest",
+    "reproduce": "commands.reproduce:reproduce",
     "batch": "commands.models:batch",
     "loop": "commands.models:loop",
     "scale": "commands.streams:scale",

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 from support.loops import LoopWorld, day
@@ -16,15 +15,13 @@ from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.quality import QualityMonitor
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.pipelines.errors import BadInput
-from mlflow_flywheel.pipelines.lineage import Lineage
-from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.registry import download_model, resolve_model
-from mlflow_flywheel.pipelines.training_set import rebuild_training_set
 from mlflow_flywheel.plugin import approvals
 from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
+from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
 from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG
+from mlflow_flywheel.plugin.reproduction import reproduce
 
 QUICK = {
     "window": "20d",
@@ -54,7 +51,7 @@ def champion_of(world: LoopWorld, alias: str = "champion") -> str:
 
 
 def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_better(
-    world: LoopWorld, tmp_path: Path
+    world: LoopWorld,
 ) -> None:
     home, records, model = world.home, world.records, world.name
     assert world.register_classifier() == "1"
@@ -101,15 +98,13 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     assert len(client.search_model_versions(f"name='{model}'")) == 2
     assert len(records.actions(model)) == 2
 
-    path = mlflow.artifacts.download_artifacts(
-        version.tags["flywheel.lineage"], tracking_uri=home.tracking_uri
-    )
-    lineage = Lineage.load(Path(path))
-    base = mlflow.artifacts.download_artifacts(lineage.base, tracking_uri=home.tracking_uri)
-    schema = load_scorer(download_model(resolve_model(f"models:/{model}/1"), home.models)).schema
-    assert (
-        rebuild_training_set(lineage, home.tables, schema, tmp_path / "again", Path(base)).lineage == lineage
-    )
+    context = Context.open(home)
+    same = reproduce(context, done["run_id"])
+    context.records.close()
+    assert same.equal and "holdout_log_loss" in same.metrics, same.metrics
+    assert client.get_run(same.again).data.tags["flywheel.kind"] == "reproduction"
+    assert len(client.search_model_versions(f"name='{model}'")) == 2
+    lineage = same.lineage
     reference = load_reference(model, "2", home.tracking_uri)
     assert reference is not None and len(reference) == lineage.holdout_rows_found
 

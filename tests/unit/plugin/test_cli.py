@@ -28,6 +28,7 @@ COMMANDS = [
     "pause",
     "resume",
     "backtest",
+    "reproduce",
     "batch",
     "loop",
     "scale",
