@@ -57,7 +57,10 @@ class Occasion:
 
 
 def act(occasion: Occasion) -> dict[str, Any]:
-    """Decide and record what follows; return `action`, `reason`, `action_id` and `retrain_task`."""
+    """Decide and record what follows; return `action`, `reason`, `action_id` and `retrain_task`.
+
+    A rollback says who is `champion` now.
+    """
     for _ in range(_MOST_TRIES):
         result = _act(occasion)
         if result is not None:
@@ -70,7 +73,10 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     records, model, look = occasion.records, occasion.model, occasion.look
     memory = records.policy_state(model)
     state = PolicyState.model_validate(memory)
-    note_move(records, model, look.version, occasion.as_of, state.version)
+    champion = note_move(records, Registry(occasion.client), model, occasion.as_of, state.version)
+    if champion != look.version:
+        said = f"version {champion} became champion while {look.version} was looked at"
+        return {"action": "none", "reason": said, "action_id": None, "retrain_task": None}
     paused = records.paused(model)
     watched = watch(
         occasion.home,
@@ -126,7 +132,13 @@ def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
         evidence,
         occasion.as_of,
     )
-    return {"action": "rollback", "reason": reason, "action_id": action.id, "retrain_task": None}
+    return {
+        "action": "rollback",
+        "reason": reason,
+        "action_id": action.id,
+        "retrain_task": None,
+        "champion": watched.before,
+    }
 
 
 def _of_probation(watched: Watch | None, paused: Pause | None, occasion: Occasion) -> Iterator[NewAction]:

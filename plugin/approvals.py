@@ -81,12 +81,11 @@ def rollback(
     `expected` is the champion that the person saw: a second click finds another one, and does nothing. Raises BadInput
     then, and for the champion itself; NotFound when nobody knows what was before.
     """
-    in_force = registry.champion(model)
+    in_force = note_move(records, registry, model, as_of)
     if expected is not None and expected != in_force:
         raise BadInput(
             f"version {in_force} is champion of {model!r} by now, not {expected}: nothing was done"
         )
-    note_move(records, model, in_force, as_of)
     target = to or version_before(records, registry, model, in_force)
     if target == in_force:
         raise BadInput(f"version {target} of {model!r} is the champion already; name another one")

@@ -97,9 +97,8 @@ def move(
 
     `evidence` says who asked (`requested_by`). Raises BadInput while another move is under way.
     """
-    before = registry.champion(model)
     registry.tags(model, after)  # it must exist
-    note_move(records, model, before, as_of)
+    before = note_move(records, registry, model, as_of)
     action, _ = records.add_move(kind, model, before, after, reason[:_TEXT_LENGTH], evidence, as_of)
     return action if action.status == "done" else carry_out(records, registry, action)
 
@@ -134,21 +133,28 @@ def finish_moves(records: Records, registry: Registry) -> None:
         carry_out(records, registry, action)
 
 
-def note_move(records: Records, model: str, now: str, as_of: datetime, before: str = "") -> None:
-    """Remember that another version is champion than we made it: somebody set the alias by hand.
+def note_move(records: Records, registry: Registry, model: str, as_of: datetime, before: str = "") -> str:
+    """Remember a champion alias that somebody set by hand, and return the version in force.
 
-    `before` is what was in force when nothing is recorded yet.
+    Our own moves are written down before they are made: what the alias says after the newest of them was read, and it
+    does not, was done by hand. `before` is what was in force when nothing is recorded yet.
     """
-    moves = records.moves(model, limit=1)
-    if moves:
-        if moves[0].status == "started" or moves[0].evidence["after"] == now:
-            return
-        before = str(moves[0].evidence["after"])
-    elif not before or before == now:
-        return
-    reason = f"the alias {CHAMPION} was set by hand"
-    records.add_move("promote", model, before, now, reason, {"requested_by": BY_HAND}, as_of, "done")
+    newest = records.actions(model, limit=1, kinds=MOVES)
+    moves = records.moves(model)
+    now = registry.champion(model)
+    if newest and newest[0].status == "started":
+        return now
+    before = str(moves[0].evidence["after"]) if moves else before
+    if before in ("", now):
+        return now
+    # to a version that was in force once is a way back, which nobody judges
+    known = {str(move.evidence["before"]) for move in moves}
+    kind: MoveKind = "rollback" if now in known else "promote"
+    reason, follows = f"the alias {CHAMPION} was set by hand", newest[0].id if newest else 0
+    evidence = {"requested_by": BY_HAND}
+    records.add_move(kind, model, before, now, reason, evidence, as_of, "done", follows=follows)
     _settle(records, model, now, BY_HAND)
+    return now
 
 
 def version_before(records: Records, registry: Registry, model: str, version: str) -> str:

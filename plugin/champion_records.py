@@ -39,14 +39,19 @@ class ChampionRecords:
         evidence: Mapping[str, Any],
         as_of: datetime,
         status: Literal["started", "done"] = "started",
+        *,
+        follows: int | None = None,
     ) -> tuple[ActionRecord, bool]:
         """Record that the champion goes from one version to another; also whether this is new.
 
-        The same move by somebody else a moment ago is that one. Raises BadInput while another move is under way.
+        The same move by somebody else a moment ago is that one. With `follows`, the id of a model's newest move (0: of
+        none), nothing is recorded after another one. Raises BadInput while another move is under way.
         """
         try:
             with self._database.write() as session:
                 last = _last_move(session, model)
+                if last is not None and follows is not None and last.id != follows:
+                    return action_of(last), False
                 if last is not None and last.status in ("started", "done"):
                     if last.evidence["after"] == after:
                         return action_of(last), False
@@ -71,7 +76,7 @@ class ChampionRecords:
                 session.flush()
                 return action_of(row), True
         except IntegrityError:  # PostgreSQL: somebody else's move was first; what follows is decided by it
-            return self.add_move(kind, model, before, after, reason, evidence, as_of, status)
+            return self.add_move(kind, model, before, after, reason, evidence, as_of, status, follows=follows)
 
     def moves(self, model: str, limit: int = 1000) -> list[ActionRecord]:
         """Return the moves of a model's champion that were made or are under way, newest first."""

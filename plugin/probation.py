@@ -30,7 +30,7 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 
-from .champion import CHAMPION
+from .champion import CHAMPION, PARENT_TAG
 from .home import Home
 from .kept_out import kept_out
 from .record_types import ActionRecord
@@ -151,7 +151,8 @@ def _look(case: _Case, version: str, state: Probation) -> Watch:
 def _compared(case: _Case, labelled: pa.Table, state: Probation) -> Comparison | None:
     before = str(case.promotion.evidence["before"])
     tags = case.client.get_model_version(case.table.model_name, str(case.promotion.evidence["after"])).tags
-    gate = json.loads(tags[GATE_TAG]) if GATE_TAG in tags else {}
+    judged = GATE_TAG in tags and tags.get(PARENT_TAG) == before
+    gate = json.loads(tags[GATE_TAG]) if judged else {}
     return compare(
         labelled,
         _comparable(case, before),

@@ -106,19 +106,26 @@ def follows_alias(record: DeploymentRecord) -> bool:
 def _finish_moves(context: Context) -> None:
     """Move the aliases that somebody wrote down and did not live to move."""
     if context.records.actions(kinds=MOVES, status="started", limit=1):
-        from mlflow import MlflowClient
-
-        finish_moves(context.records, Registry(MlflowClient(context.tracking_uri)))
+        finish_moves(context.records, _registry(context))
 
 
 def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
     """Remember a champion alias that was set by hand: who goes back needs to know what was before."""
-    for move in moves:
-        model = move.record.model_name
-        if move.record.model_uri == f"models:/{model}@{CHAMPION}" and move.before:
-            policy = PolicySpec.parse(context.records.policy(model))
-            now = event_now(context.home.tables, model, policy)
-            note_move(context.records, model, move.after, now, move.before)
+    before = {
+        move.record.model_name: move.before
+        for move in moves
+        if move.record.model_uri == f"models:/{move.record.model_name}@{CHAMPION}" and move.before
+    }
+    for model, version in before.items():
+        policy = PolicySpec.parse(context.records.policy(model))
+        now = event_now(context.home.tables, model, policy)
+        note_move(context.records, _registry(context), model, now, version)
+
+
+def _registry(context: Context) -> Registry:
+    from mlflow import MlflowClient
+
+    return Registry(MlflowClient(context.tracking_uri))
 
 
 def _champions(context: Context) -> list[_Move]:

@@ -137,7 +137,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
         ("promote", "1", "2", "policy"),
         ("rollback", "2", "1", "ada"),
         ("promote", "1", "2", "ada"),
-        ("promote", "2", "1", "MLflow"),
+        ("rollback", "2", "1", "MLflow"),
         ("promote", "1", "2", "bob"),
     ]
 
