@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,16 @@ import pyarrow.compute as pc
 from .compatibility import check_stands_in
 from .errors import BadInput, ModelError
 from .gate_checks import GateChecks, Slice, folder_bytes, parts, times_as_long
-from .model import Predictions, Scorer
+from .model import Scorer
+from .scores import PROBABILITY_FLOOR, Floats, Kind, Scores, auc, class_codes, kind_of, score
+from .scores import mean as mean_of
 from .training_files import EVENT_TIME, LABEL
 
-Kind = Literal["classifier", "regressor"]
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "PROBABILITY_FLOOR", "Floats", "GateResult", "Kind", "Scores", "auc", "block_interval", "class_codes", "compare",
+    "decide", "kind_of", "refuse", "score", "sums_interval", "time_blocks",
+]  # fmt: skip
 
-# A probability this close to 0 or 1 is as sure as one row may make a model: beyond it a single surprise would outweigh
-# thousands of rows in the mean log loss.
-PROBABILITY_FLOOR = 1e-6
 # Fewer blocks than this and the spread between them is not known well enough to exclude anything.
 MIN_BLOCKS = 5
 # Days are the blocks where there are enough of them; a shorter hold-out is cut into this many spans of equal row count.
@@ -62,15 +63,6 @@ class GateResult:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, tags and records; what is not finite becomes None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How one model does on labelled rows: a loss per row, the name of that loss, and summary metrics."""
-
-    metric: str
-    losses: Floats
-    metrics: dict[str, float]
 
 
 def compare(
@@ -178,12 +170,6 @@ def refuse(result: GateResult, why: str) -> GateResult:
     return replace(result, promote=False, reason=f"refused: {why}; the score alone {result.reason}")
 
 
-def kind_of(scorer: Scorer) -> Kind:
-    """Tell a classifier from a regressor by what it predicts, and by the estimator inside it where there is one."""
-    by_answer = scorer.classes is not None or scorer.kind == "string"
-    return "classifier" if by_answer or hasattr(scorer.raw_model, "classes_") else "regressor"
-
-
 def decide(
     before: Scores,
     after: Scores,
@@ -200,7 +186,9 @@ def decide(
     mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence)
     interval = f"{100 * confidence:g}% interval {low:+.4f} to {high:+.4f}"
     name = before.metric.replace("_", " ")
-    facts = f"{name} {_mean(before.losses):.4f} -> {_mean(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    facts = (
+        f"{name} {mean_of(before.losses):.4f} -> {mean_of(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    )
     if n_blocks < MIN_BLOCKS:
         promote, why = (
             False,
@@ -228,28 +216,6 @@ def decide(
         n_blocks,
         confidence,
     )
-
-
-def score(predictions: Predictions, classes: tuple[str, ...] | None, labels: pa.Array, kind: Kind) -> Scores:
-    """Return the per-row proper score and the summary metrics of predictions against known labels."""
-    if kind == "regressor":
-        return _regression_scores(_numbers(predictions.values), _numbers(labels))
-    codes = class_codes(labels, classes) if classes is not None else None
-    if predictions.proba is None or classes is None or codes is None:
-        wrong = _texts(predictions.values) != _texts(labels)
-        losses = wrong.astype(np.float64)
-        return Scores("error_rate", losses, {"error_rate": _mean(losses), "accuracy": 1.0 - _mean(losses)})
-    flat = predictions.proba.flatten().to_numpy(zero_copy_only=False)
-    proba = np.asarray(flat, dtype=np.float64).reshape(len(codes), len(classes))
-    return _probability_scores(proba, codes)
-
-
-def class_codes(labels: pa.Array, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Return the position of each label among the model's classes; -1 for a label that the model does not know."""
-    known = {_class_text(name): position for position, name in enumerate(classes)}
-    distinct, inverse = np.unique(_texts(labels), return_inverse=True)
-    positions = np.array([known.get(text, -1) for text in distinct], dtype=np.int64)
-    return positions[inverse]
 
 
 def time_blocks(event_times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -304,48 +270,6 @@ def sums_interval(
     return mean, float(low), float(high)
 
 
-def auc(positive: npt.NDArray[np.bool_], scores: Floats) -> float:
-    """Return the area under the ROC curve (Mann-Whitney, ties count half); NaN when only one class is present."""
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return math.nan
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
-
-
-def _probability_scores(proba: Floats, codes: npt.NDArray[np.int64]) -> Scores:
-    known = codes >= 0
-    of_truth = np.where(known, proba[np.arange(len(codes)), np.maximum(codes, 0)], 0.0)
-    losses = -np.log(np.clip(of_truth, PROBABILITY_FLOOR, 1.0))
-    truth = np.zeros_like(proba)
-    truth[np.nonzero(known)[0], codes[known]] = 1.0
-    if proba.shape[1] == 2:
-        area = auc(codes == 1, proba[:, 1])
-        brier = _mean((proba[:, 1] - truth[:, 1]) ** 2)
-    else:
-        areas = [auc(codes == position, proba[:, position]) for position in range(proba.shape[1])]
-        present = [value for value in areas if not math.isnan(value)]
-        area = float(np.mean(present)) if present else math.nan
-        brier = _mean(((proba - truth) ** 2).sum(axis=1))
-    accuracy = _mean((proba.argmax(axis=1) == codes).astype(np.float64))
-    metrics = {"log_loss": _mean(losses), "auc": area, "brier": brier, "accuracy": accuracy}
-    return Scores(
-        "log_loss", losses, {name: value for name, value in metrics.items() if not math.isnan(value)}
-    )
-
-
-def _regression_scores(predicted: Floats, truth: Floats) -> Scores:
-    errors = predicted - truth
-    losses = np.abs(errors)
-    metrics = {"mae": _mean(losses), "rmse": math.sqrt(_mean(errors**2)), "bias": _mean(errors)}
-    spread = float(np.sum((truth - truth.mean()) ** 2)) if len(truth) else 0.0
-    if spread > 0:
-        metrics["r2"] = 1.0 - float(np.sum(errors**2)) / spread
-    return Scores("mae", losses, metrics)
-
-
 def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
     n_blocks = len(np.unique(time_blocks(holdout[EVENT_TIME])))
     return GateResult(
@@ -360,39 +284,6 @@ def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
         holdout.num_rows,
         n_blocks,
     )
-
-
-def _numbers(values: pa.Array) -> Floats:
-    try:
-        return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"a label or prediction of a regressor is not a number: {error}") from None
-
-
-def _texts(values: pa.Array) -> npt.NDArray[np.str_]:
-    """Return labels as texts that compare across types: 1, 1.0, true and "1" are the same class."""
-    distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
-    texts = np.array([_class_text(value) for value in distinct.dictionary.to_pylist()], dtype=np.str_)
-    return (
-        texts[distinct.indices.to_numpy(zero_copy_only=False)] if len(texts) else np.array([], dtype=np.str_)
-    )
-
-
-def _class_text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    text = str(value)
-    if text in ("True", "False", "true", "false"):
-        return str(int(text.lower() == "true"))
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 def _plain(value: Any) -> Any:
