@@ -148,5 +148,5 @@ def test_a_challenger_that_waits_is_rejected_once(world: World) -> None:
         approvals.reject(world.records, world.registry, world.model, "3", "ada")
     assert approvals.reject(world.records, world.registry, world.model, None, "ada").status == "rejected"
     assert world.registry.aliases(world.model) == {CHAMPION: "1"}
-    with pytest.raises(NotFound, match="waits for approval"):
+    with pytest.raises(NotFound, match="version 2 of .* does not wait"):
         approvals.reject(world.records, world.registry, world.model, "2", "ada")
