@@ -157,11 +157,6 @@ class LoopRecords:
             return None
         return found
 
-    def set_policy_state(self, model: str, state: Mapping[str, Any]) -> None:
-        """Replace what the policy remembers."""
-        with self._database.write() as session:
-            session.merge(PolicyStateRow(model=model, state=dict(state), updated=utc_now()))
-
 
 def _action_row(model: str, action: NewAction, as_of: datetime) -> ActionRow:
     moment = utc_now()

@@ -145,7 +145,9 @@ def gate_words(gate: Mapping[str, Any]) -> str:
             interval = f" (interval {gate['low']:+.4f} to {gate['high']:+.4f})"
         parts.append(f"gain {gate['difference']:+.4f}{interval}")
     numbers = f"{', '.join(parts)} " if parts else ""
-    return f"{numbers}on {gate.get('rows', 0):,} held-out rows"
+    attempt = gate.get("attempt") or 1
+    again = f", attempt {attempt} on this evidence" if attempt > 1 else ""
+    return f"{numbers}on {gate.get('rows', 0):,} held-out rows{again}"
 
 
 def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
