@@ -112,7 +112,7 @@ def decide(
     if state.decided_at is not None and as_of <= state.decided_at:
         return Decision("none", f"already decided for {state.decided_at:%Y-%m-%d %H:%M}"), state
     quiet = next((str(span) for span in spec.quiet_hours if span.hold(as_of, spec.timezone)), "")
-    episodes = _followed(spec, state, verdicts, version, as_of)
+    episodes = _followed(state, verdicts, version, as_of)
     attempts = tuple(a for a in state.attempts if as_of - a < max(spec.budget_period, spec.cooldown))
     wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of)
     obstacle = _obstacle(spec, attempts, new_labels, as_of, quiet, paused)
@@ -154,24 +154,28 @@ def decide(
 
 
 def _followed(
-    spec: PolicySpec, state: PolicyState, verdicts: Sequence[Verdict], version: str, as_of: datetime
+    state: PolicyState, verdicts: Sequence[Verdict], version: str, as_of: datetime
 ) -> dict[str, Episode]:
-    """Return the episodes with these verdicts counted; an alarm about a new version begins to count anew."""
-    episodes = {name: episode for name, episode in state.episodes.items() if name in spec.watched_by}
+    """Return the episodes with these verdicts counted; an alarm about a new version begins to count anew.
+
+    The episode of a monitor that is not heard any more (switched off, nothing to ask) is over.
+    """
+    episodes = dict(state.episodes)
     if version != state.version:
         fresh = {"alarms": 0, "attempts": 0}
         episodes = {name: episode.model_copy(update=fresh) for name, episode in episodes.items()}
-    for verdict in verdicts:
-        episode = episodes.get(verdict.monitor)
-        if verdict.status == "alarm":
-            episode = episode or Episode(began=as_of)
+    statuses = {verdict.monitor: verdict.status for verdict in verdicts}
+    for name, status in statuses.items():
+        if status == "alarm":
+            episode = episodes.get(name) or Episode(began=as_of)
             counted = {"alarms": episode.alarms + 1, "over": None}
-            episodes[verdict.monitor] = episode.model_copy(update=counted)
-        elif verdict.status != "unknown" and episode is not None:
-            ended = {"alarms": 0, "over": episode.over or as_of}
-            episodes[verdict.monitor] = episode.model_copy(update=ended)
-            if not episode.told:
-                del episodes[verdict.monitor]
+            episodes[name] = episode.model_copy(update=counted)
+    ended = [n for n in episodes if statuses.get(n, "ok") not in ("alarm", "unknown")]
+    for name in ended:
+        episode = episodes.pop(name)
+        if episode.told:
+            over = {"alarms": 0, "over": episode.over or as_of}
+            episodes[name] = episode.model_copy(update=over)
     return episodes
 
 

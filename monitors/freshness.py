@@ -74,10 +74,8 @@ class Age:
     @property
     def input_status(self) -> Status | None:
         """`unknown` while the input cannot be looked at; None: not judged."""
-        if self.patience is None:
-            return None
-        if self.inputs is None:
-            return "unknown"
+        if self.patience is None or self.inputs is None:
+            return "unknown" if self.trouble else None
         return "alarm" if self.of_waiting is not None and self.of_waiting > self.patience else "ok"
 
     @property
@@ -137,9 +135,8 @@ class FreshnessMonitor(Monitor):
 def _ages(look: Look) -> Iterator[Age]:
     limit, known = look.policy.max_age, _newest_of(look.rows)
     for deployment in look.deployments:
-        reads = deployment.inputs is not None
         patience = limit if deployment.every is None else _RUNS * deployment.every
-        if limit is None and (patience is None or not reads):
+        if limit is None and patience is None:
             continue
         seen, newest = look.window.length, known.get(deployment.name)
         if limit is not None and (newest is None or look.as_of - newest > limit):
@@ -149,7 +146,8 @@ def _ages(look: Look) -> Iterator[Age]:
             rows = look.read(span, deployment=deployment.name, columns=["deployment", "event_time"])
             newest = _newest_of(rows).get(deployment.name)
         inputs, trouble = _inputs(deployment, look.as_of)
-        yield Age(deployment, look.as_of, limit, patience if reads else None, seen, newest, inputs, trouble)
+        if limit is not None or inputs is not None or trouble:
+            yield Age(deployment, look.as_of, limit, patience, seen, newest, inputs, trouble)
 
 
 def _newest_of(rows: pa.Table) -> dict[str, datetime]:
@@ -168,7 +166,7 @@ def _inputs(deployment: Deployed, as_of: datetime) -> tuple[InputState | None, s
     try:
         return deployment.inputs(as_of), ""
     except (FlywheelError, OSError) as error:
-        return None, str(error).splitlines()[0]
+        return None, next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _row(age: Age) -> dict[str, Any]:
@@ -180,7 +178,7 @@ def _row(age: Age) -> dict[str, Any]:
         "mode": age.deployment.mode,
         "status": age.status,
         "max_age_hours": hours(age.limit),
-        "patience_hours": hours(age.patience),
+        "patience_hours": hours(age.patience) if age.inputs is not None else None,
         "newest_event": age.newest.isoformat() if age.newest else None,
         "event_age_hours": hours(age.of_event),
         "input_age_hours": hours(age.of_input),

@@ -48,15 +48,15 @@ class Deployed:
     """A deployment that answers as champion of the model and logs what it answers.
 
     `mode` is web, stream or batch, `since` when it was made, `every` the longest time between two runs of its
-    schedule. `inputs` looks at the files that it reads, as of a moment (raises FlywheelError when that cannot be
-    done); None when it reads none whose state is known.
+    schedule. `inputs` looks at the files that it reads, as of a moment (None when they do not tell; raises
+    FlywheelError when that cannot be done); None when it reads none.
     """
 
     name: str
     mode: str
     since: datetime | None = None
     every: timedelta | None = None
-    inputs: Callable[[datetime], InputState] | None = None
+    inputs: Callable[[datetime], InputState | None] | None = None
 
 
 @dataclass(frozen=True)

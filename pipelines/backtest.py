@@ -106,30 +106,6 @@ def score_period(
     )
 
 
-def score_again(scorer: Scorer, rows: pa.Table, logged: Features = lambda version: None) -> Answers:
-    """Let a version answer logged rows, labelled or not; `row` is their number in `rows`.
-
-    `rows` have `deployment`, `model_version`, `event_time` and the logged features; `logged` as for `score_period`.
-    """
-    names = [
-        FEATURE_PREFIX + name for name in scorer.schema.names if FEATURE_PREFIX + name in rows.column_names
-    ]
-    groups = rows.group_by(["deployment", "model_version"])
-    counts = groups.aggregate([([], "count_all"), *((name, "count") for name in names)]).to_pylist()
-    filled = {
-        (row["deployment"], row["model_version"]): (
-            row["count_all"],
-            {name: row[f"{name}_count"] for name in names},
-        )
-        for row in counts
-    }
-    never = TrainingWindow("nobody asks when it was trained")
-    attempt = _Try(Candidate(scorer.ref.version, scorer, never), logged, filled)
-    attempt.add(rows.append_column(ROW, pa.array(np.arange(rows.num_rows))))
-    unlabelled = rows.select(["event_time"]).append_column(LABEL, pa.nulls(rows.num_rows))
-    return attempt.answers(unlabelled)
-
-
 def _events(rows: pa.Table) -> pa.Table:
     """Keep one row per event, the one with the latest label, of them the champion's, of them the first."""
     rows = rows.filter(pc.invert(pc.ends_with(rows["prediction_id"], SHADOW_SUFFIX)))
@@ -272,3 +248,27 @@ class _Try:
         if kept.num_rows < part.num_rows:
             self._unscored["the model answered nothing"] += part.num_rows - kept.num_rows
         self._parts.append(kept)
+
+
+def score_again(scorer: Scorer, rows: pa.Table, logged: Features = lambda version: None) -> Answers:
+    """Let a version answer logged rows, labelled or not; `row` is their number in `rows`.
+
+    `rows` have `deployment`, `model_version`, `event_time` and the logged features; `logged` as for `score_period`.
+    """
+    names = [
+        FEATURE_PREFIX + name for name in scorer.schema.names if FEATURE_PREFIX + name in rows.column_names
+    ]
+    groups = rows.group_by(["deployment", "model_version"])
+    counts = groups.aggregate([([], "count_all"), *((name, "count") for name in names)]).to_pylist()
+    filled = {
+        (row["deployment"], row["model_version"]): (
+            row["count_all"],
+            {name: row[f"{name}_count"] for name in names},
+        )
+        for row in counts
+    }
+    never = TrainingWindow("nobody asks when it was trained")
+    attempt = _Try(Candidate(scorer.ref.version, scorer, never), logged, filled)
+    attempt.add(rows.append_column(ROW, pa.array(np.arange(rows.num_rows))))
+    unlabelled = rows.select(["event_time"]).append_column(LABEL, pa.nulls(rows.num_rows))
+    return attempt.answers(unlabelled)

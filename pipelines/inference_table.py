@@ -171,7 +171,8 @@ class InferenceTable:
     ) -> pa.Table:
         """Return predictions with their labels, one row per prediction.
 
-        `start` <= event_time < `end`. `requests` keeps rows with one of these `client_request_id`s. `labelled` True keeps rows with a label, False those without, None both.
+        `start` <= event_time < `end`. `requests` keeps rows with one of these `client_request_id`s.
+        `labelled` True keeps rows with a label, False those without, None both.
         `known_before` counts only labels whose `label_time` is before it: what was known at that time;
         `received_before` only labels that had reached a door of ours by then.
         Label columns are `label`, `label_time`, `received_time` and `label_source`, null while no label came.

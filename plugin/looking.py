@@ -113,7 +113,7 @@ def _deployed(home: Home, records: Records, model: str) -> Iterator[Deployed]:
         yield Deployed(record.name, record.mode, record.created, every, inputs)
 
 
-def _input_state(source: str, state_dir: Path, as_of: datetime) -> InputState:
+def _input_state(source: str, state_dir: Path, as_of: datetime) -> InputState | None:
     from mlflow_flywheel.pipelines.batch.waiting import input_state
 
     return input_state(source, state_dir, as_of)

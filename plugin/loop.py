@@ -106,7 +106,7 @@ def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
             verdict = monitor.look(look)
         except Exception as error:  # noqa: BLE001 - what the other monitors see must be heard
             _log.exception("the %s monitor of %s failed", monitor.name, look.model)
-            said = f"failed: {type(error).__name__}: {error}"
+            said = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
             verdict = Verdict(monitor.name, "unknown", said, look.window)
         if verdict is not None:
             found.append(verdict)

@@ -22,15 +22,18 @@ class InputState:
     waiting_since: datetime | None
 
 
-def input_state(source: str, state_dir: Path, as_of: datetime) -> InputState:
-    """Return what is in a folder, glob or file of input; what was written after `as_of` does not count.
+def input_state(source: str, state_dir: Path, as_of: datetime) -> InputState | None:
+    """Return what is in a folder, glob or file of input; None for a Delta table, which does not tell.
 
-    Runs are those that keep their state in `state_dir`. Files of a store that tells no times do not count either.
+    What was written after `as_of` does not count, nor do files of a store that tells no times. Runs are those that
+    keep their state in `state_dir`.
     """
     try:
-        files = [file for file in find_inputs(source) if file.format != "delta"]
+        files = find_inputs(source)
     except NotFound:
         files = []
+    if any(file.format == "delta" for file in files):
+        return None
     scored = scored_before(state_dir)
     there = [(time, file) for file in files if (time := _written(file)) is not None and time <= as_of]
     waiting = [time for time, file in there if file.identity not in scored]

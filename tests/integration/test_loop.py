@@ -280,7 +280,7 @@ def test_every_monitor_looks_at_the_table_the_deployments_and_the_model(
 
 
 def _fail(*_: object) -> None:
-    raise ValueError("a bug")
+    raise ValueError("a\nbug")
 
 
 def test_without_rows_nothing_is_said(world: LoopWorld) -> None:

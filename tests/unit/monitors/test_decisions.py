@@ -68,6 +68,13 @@ def test_unknown_neither_breaks_nor_lengthens_a_row_of_alarms():
     assert actions(decisions) == ["alert", "alert_end", "alert"]
 
 
+def test_a_monitor_that_is_not_heard_any_more_starts_anew():
+    alarm, silent = ({"performance": "alarm"}, 900), ({"drift": "ok"}, 900)
+    decisions, state = run(PolicySpec(consecutive=2), [alarm, silent, alarm])
+    assert actions(decisions) == ["alert", "alert_end", "alert"]
+    assert state.episodes["performance"].alarms == 1 and state.episodes["performance"].told
+
+
 def test_enough_new_labels_retrain_without_any_alarm():
     decisions, _ = run(
         PolicySpec(new_labels=1000), [({"performance": "ok"}, 999), ({"performance": "ok"}, 1000)]

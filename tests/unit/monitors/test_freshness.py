@@ -40,6 +40,7 @@ def judged(deployment: Deployed, until: datetime = NOW, others: Any = (), **poli
 def test_without_a_limit_nothing_is_asked() -> None:
     assert judged(Deployed("web", "web", LONG_AGO)) is None
     assert judged(nightly(every=None)) is None and judged(nightly(inputs=None)) is None
+    assert judged(nightly(inputs=lambda as_of: None)) is None, "its input does not tell what waits"
 
 
 def test_an_old_newest_event_is_an_alarm_beyond_the_limit() -> None:

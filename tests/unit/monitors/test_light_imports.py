@@ -9,8 +9,8 @@ HEAVY = {"mlflow", "evidently", "pandas", "sklearn", "plotly", "apscheduler"}
 @pytest.mark.parametrize(
     ("modules", "more"),
     [
-        ("policy verdicts windows floors", {"numpy", "scipy", "pyarrow"}),
-        ("drift performance reference reporting report_header", set()),
+        ("policy verdicts windows floors all", {"numpy", "scipy", "pyarrow"}),
+        ("drift performance quality latency freshness relevance reference reporting report_header", set()),
     ],
 )
 def test_importing_the_monitors_brings_in_nothing_heavy(modules, more):

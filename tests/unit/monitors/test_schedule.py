@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from support.waiting import eventually
 
-from mlflow_flywheel.monitors.schedule import Job, Schedule, cron_trigger
+from mlflow_flywheel.monitors.schedule import Job, Schedule, cron_trigger, longest_gap
 from mlflow_flywheel.pipelines.errors import BadInput
 
 
@@ -96,3 +96,17 @@ def test_weekdays_are_counted_as_cron_counts_them(weekdays: str, names: set[str]
         moment = trigger.get_next_fire_time(None, moment + timedelta(seconds=1))
         fired.add(f"{moment:%A}")
     assert fired == names
+
+
+@pytest.mark.parametrize(
+    ("cron", "gap"),
+    [
+        ("*/15 * * * *", timedelta(minutes=15)),
+        ("0 2 * * *", timedelta(days=1)),
+        ("0 2 * * 1-5", timedelta(days=3)),
+        ("0 8,20 * * *", timedelta(hours=12)),
+        ("0 0 1 * *", timedelta(days=31)),
+    ],
+)
+def test_the_longest_time_between_two_runs(cron: str, gap: timedelta) -> None:
+    assert longest_gap(cron, "UTC", datetime(2026, 11, 24, 12, tzinfo=timezone.utc)) == gap

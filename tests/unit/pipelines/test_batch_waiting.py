@@ -7,9 +7,12 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pyarrow as pa
+
 from mlflow_flywheel.pipelines.batch.inputs import find_inputs
 from mlflow_flywheel.pipelines.batch.state import SeenInputs
-from mlflow_flywheel.pipelines.batch.waiting import input_state
+from mlflow_flywheel.pipelines.batch.waiting import InputState, input_state
+from mlflow_flywheel.pipelines.delta import DeltaLog
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
@@ -28,21 +31,27 @@ def test_files_wait_until_a_run_has_scored_them(tmp_path: Path) -> None:
     put(folder, "a.csv", NOON - 5 * HOUR)
     put(folder, "b.csv", NOON - 3 * HOUR)
     assert input_state(str(folder), state, NOON) == (found := input_state(f"{folder}/*.csv", state, NOON))
-    assert (found.newest, found.waiting, found.waiting_since) == (NOON - 3 * HOUR, 2, NOON - 5 * HOUR)
+    assert found == InputState(NOON - 3 * HOUR, 2, NOON - 5 * HOUR)
     with closing(SeenInputs(state)) as seen:
         seen.add(find_inputs(str(folder / "a.csv"))[0])
         # a run is in the middle of its next line: nothing of it is touched
         with (state / "seen.jsonl").open("ab") as torn:
             torn.write(b'["/half')
         found = input_state(str(folder), state, NOON)
-    assert (found.waiting, found.waiting_since) == (1, NOON - 3 * HOUR)
+    assert found == InputState(NOON - 3 * HOUR, 1, NOON - 3 * HOUR)
     assert (state / "seen.jsonl").read_bytes().endswith(b'["/half')
     put(folder, "a.csv", NOON - HOUR)  # written again: another input
-    assert input_state(str(folder), state, NOON).waiting == 2
+    assert input_state(str(folder), state, NOON) == InputState(NOON - HOUR, 2, NOON - 3 * HOUR)
 
 
 def test_what_was_not_there_yet_and_input_that_is_gone_do_not_count(tmp_path: Path) -> None:
     put(tmp_path / "in", "a.csv", NOON)
     found = input_state(str(tmp_path / "in"), tmp_path / "state", NOON - HOUR)
-    assert (found.newest, found.waiting, found.waiting_since) == (None, 0, None)
-    assert input_state(str(tmp_path / "none.csv"), tmp_path / "state", NOON) == found
+    assert (
+        found
+        == input_state(str(tmp_path / "none.csv"), tmp_path / "state", NOON)
+        == InputState(None, 0, None)
+    )
+    log = DeltaLog(str(tmp_path / "table"), "day", ())
+    log.ensure(pa.schema([("day", pa.date32()), ("x", pa.float64())]))
+    assert input_state(str(tmp_path / "table"), tmp_path / "state", NOON) is None

@@ -10,7 +10,7 @@ from support.page_home import gate
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.plugin.pages import words
 from mlflow_flywheel.plugin.pages.timeline import Mark, Point, Timeline
-from mlflow_flywheel.plugin.record_types import ActionRecord
+from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
 
 T0 = datetime(2013, 2, 1, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
@@ -119,13 +119,32 @@ def test_the_policy_in_words() -> None:
     lines = dict(words.policy_lines(PolicySpec.parse(once)))
     assert lines["Retrains"] == "after a drift alarm or 30d without one"
     assert lines["At most"] == "every 7d, once in 30d"
-    changed = {"retrain_on": "", "monitor_schedule": "30 2 * * *", "approval": "manual"}
+    changed = {
+        "retrain_on": "",
+        "monitor_schedule": "30 2 * * *",
+        "approval": "manual",
+        "monitors": "-latency",
+    }
     lines = dict(words.policy_lines(PolicySpec.parse(changed)))
     assert lines["Retrains"] == "never by itself"
     assert lines["Monitors"].startswith("daily at 02:30 UTC")
     assert lines["Promotes"].startswith("when a person approves")
+    assert lines["Monitors"].endswith("of event time; without latency")
     cron = PolicySpec.parse({"monitor_schedule": "*/5 1-3 * * mon"})
     assert dict(words.policy_lines(cron))["Monitors"].startswith("at */5 1-3 * * mon")
+
+
+def test_what_was_switched_off_or_had_nothing_to_say_is_no_current_verdict() -> None:
+    from mlflow_flywheel.plugin.pages.snapshot import ModelView
+
+    said = [("drift", 9), ("latency", 9), ("quality", 9), ("relevance", 8), ("performance", 7)]
+    verdicts = [
+        VerdictRecord(9 - i, "m", monitor, T0, T0 + end * DAY, "alarm", {}, None, T0)
+        for i, (monitor, end) in enumerate(said)
+    ]
+    policy = PolicySpec.parse({"monitors": "-latency"})
+    view = ModelView("m", [], None, verdicts, [], policy, {}, None, None, None)
+    assert [v.monitor for v in view.current] == ["drift", "performance", "quality"]
 
 
 def test_spans_leave_out_what_both_ends_share() -> None:
