@@ -106,11 +106,11 @@ def move(
 def carry_out(records: Records, registry: Registry, action: ActionRecord) -> ActionRecord:
     """Move the alias as an action says, and all that goes with it; every step may be repeated."""
     model, before, after = action.model, str(action.evidence["before"]), str(action.evidence["after"])
-    in_force = registry.champion(model)
-    if in_force not in (before, after):
-        why = f"version {in_force} became champion meanwhile"
-        return records.update_action(action.id, "superseded", {"reason": why})
     try:
+        in_force = registry.champion(model)
+        if in_force not in (before, after):
+            why = f"version {in_force} became champion meanwhile"
+            return records.update_action(action.id, "superseded", {"reason": why})
         if action.kind == "rollback":
             said = f"{utc_now():%Y-%m-%d %H:%M} UTC to version {after}: {action.reason}"
             registry.tag(model, before, ROLLED_BACK_TAG, said[:_TEXT_LENGTH])
