@@ -9,7 +9,7 @@ once, and once more when it is over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -74,10 +74,10 @@ class PolicyState(Frozen):
     def _utc(cls, value: datetime | None) -> datetime | None:
         return None if value is None else as_utc(value)
 
-    @property
-    def alarmed_since(self) -> datetime | None:
-        """When the oldest alarm that lasts began; None when there is none."""
-        return min((e.began for e in self.episodes.values() if e.over is None), default=None)
+    def alarmed_since(self, monitors: Iterable[str]) -> datetime | None:
+        """Return when the oldest alarm of some monitors that lasts began; None when there is none."""
+        began = (self.episodes[m].began for m in monitors if m in self.episodes and not self.episodes[m].over)
+        return min(began, default=None)
 
 
 @dataclass(frozen=True)

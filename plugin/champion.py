@@ -6,7 +6,7 @@ A process that dies between the two leaves a move that is `started`; the daemon 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -59,8 +59,10 @@ class Registry:
 
     def point(self, model: str, alias: str, version: str) -> None:
         """Let an alias mean a version."""
-        with _mlflow_errors(f"version {version!r} of model {model!r}"):
-            self._backend.set_registered_model_alias(model, alias, version)
+        self._write(
+            f"version {version!r} of model {model!r}",
+            lambda: self._backend.set_registered_model_alias(model, alias, version),
+        )
 
     def drop(self, model: str, alias: str, version: str) -> None:
         """Remove an alias if it means this version."""
@@ -73,7 +75,7 @@ class Registry:
         from mlflow import MlflowClient
         from mlflow.entities.model_registry import ModelVersionTag
 
-        with _mlflow_errors(f"version {version!r} of model {model!r}"):
+        def write() -> None:
             if value is None:
                 self._backend.delete_model_version_tag(model, version, key)
             elif isinstance(self._backend, MlflowClient):
@@ -81,6 +83,17 @@ class Registry:
             else:
                 tag = ModelVersionTag(key, value)  # type: ignore[no-untyped-call]
                 self._backend.set_model_version_tag(model, version, tag)
+
+        self._write(f"version {version!r} of model {model!r}", write)
+
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        """Write, and once more when that failed: MLflow fails the second of two who write the same at the same time."""
+        try:
+            with _mlflow_errors(what):
+                write()
+        except Unavailable:
+            with _mlflow_errors(what):
+                write()
 
 
 def move(

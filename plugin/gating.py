@@ -20,6 +20,7 @@ from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.registry import ResolvedModel
 
 from .home import Home
+from .record_types import ActionRecord
 from .records import Records
 from .release import GATE_TAG
 from .suitability import unsuitable
@@ -33,7 +34,7 @@ TEXT_LENGTH = 2000
 
 @dataclass(frozen=True)
 class Challenge:
-    """One attempt: the model, its champion, and the run that the challenger comes from."""
+    """One attempt: the model, its champion, the run that the challenger comes from, and the action that it is."""
 
     home: Home
     client: MlflowClient
@@ -44,7 +45,7 @@ class Challenge:
     run_id: str
     experiment: str
     records: Records
-    action_id: int
+    action: ActionRecord | None = None
 
     @property
     def model(self) -> str:
@@ -89,23 +90,32 @@ def log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
 
 def _checks(attempt: Challenge, training_set: TrainingSet) -> GateChecks:
     """Return what the gate asks beside the score, and how many challengers it has refused on this evidence."""
-    policy = attempt.policy
+    policy, action, cut = attempt.policy, attempt.action, training_set.lineage.holdout_start
+    earlier = 0
+    if action is not None:
+        earlier = refused_before(attempt.records, policy, action, attempt.champion.version, cut)
     return GateChecks(
         policy.gate_slices,
         policy.gate_max_latency_ratio,
         policy.gate_max_size_ratio,
-        1 + _refused_before(attempt, training_set.lineage.holdout_start),
+        1 + earlier,
     )
 
 
-def _refused_before(attempt: Challenge, holdout_start: datetime) -> int:
-    """Count the challengers of this champion that were refused in the same lasting alarm, or by an overlapping hold-out."""
-    state = PolicyState.model_validate(attempt.records.policy_state(attempt.model))
-    since = min(holdout_start, state.alarmed_since or holdout_start)
-    refused = attempt.records.actions(attempt.model, limit=1000, kinds=("retrain",), status="refused")
+def refused_before(
+    records: Records, policy: PolicySpec, action: ActionRecord, parent: str, holdout_start: datetime
+) -> int:
+    """Count the challengers of a champion that were refused for the same reason, or by an overlapping hold-out.
+
+    The reason is a lasting alarm that may start a retraining; that of another monitor may last for good.
+    """
+    state = PolicyState.model_validate(records.policy_state(action.model))
+    began = state.alarmed_since(policy.retrain_on)
+    refused = records.actions(action.model, limit=1000, kinds=("retrain",), status="refused")
     return sum(
-        since < action.as_of <= attempt.as_of
-        and action.id != attempt.action_id
-        and (action.result or {}).get("parent") == attempt.champion.version
-        for action in refused
+        (earlier.as_of > holdout_start or (began is not None and earlier.as_of >= began))
+        and earlier.as_of <= action.as_of
+        and earlier.id != action.id
+        and (earlier.result or {}).get("parent") == parent
+        for earlier in refused
     )

@@ -76,7 +76,7 @@ def reproduce(context: Context, run_id: str) -> Reproduction:
     again = new_run(client, experiment, parent, reason, lineage.as_of, REPRODUCTION)
     policy = PolicySpec.parse(context.records.policy(model))
     attempt = Challenge(
-        context.home, client, policy, parent, reason, lineage.as_of, again, experiment, context.records, 0
+        context.home, client, policy, parent, reason, lineage.as_of, again, experiment, context.records
     )
     try:
         base = Path(_downloaded(client, lineage.base, attempt.folder / "base")) if lineage.base else None

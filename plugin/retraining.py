@@ -96,9 +96,7 @@ def run_retraining(
             run_id = new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
             version = _challenge(
-                Challenge(
-                    home, client, policy, champion, reason, as_of, run_id, experiment, records, action_id
-                )
+                Challenge(home, client, policy, champion, reason, as_of, run_id, experiment, records, action)
             )
         result = release(records, Registry(client), policy, version, as_of, requested_by)
     except (FlywheelError, MlflowException) as error:
