@@ -73,7 +73,8 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     records, model, look = occasion.records, occasion.model, occasion.look
     memory = records.policy_state(model)
     state = PolicyState.model_validate(memory)
-    champion = note_move(records, Registry(occasion.client), model, occasion.as_of, state.version)
+    registry = Registry(occasion.client)
+    champion = note_move(records, model, occasion.as_of, lambda: registry.champion(model), state.version)
     if champion != look.version:
         said = f"version {champion} became champion while {look.version} was looked at"
         return {"action": "none", "reason": said, "action_id": None, "retrain_task": None}

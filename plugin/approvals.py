@@ -81,7 +81,7 @@ def rollback(
     `expected` is the champion that the person saw: a second click finds another one, and does nothing. Raises BadInput
     then, and for the champion itself; NotFound when nobody knows what was before.
     """
-    in_force = note_move(records, registry, model, as_of)
+    in_force = note_move(records, model, as_of, lambda: registry.champion(model))
     if expected is not None and expected != in_force:
         raise BadInput(
             f"version {in_force} is champion of {model!r} by now, not {expected}: nothing was done"

@@ -111,7 +111,7 @@ def move(
     `evidence` says who asked (`requested_by`). Raises BadInput while another move is under way.
     """
     registry.tags(model, after)  # it must exist
-    before = note_move(records, registry, model, as_of)
+    before = note_move(records, model, as_of, lambda: registry.champion(model))
     action, _ = records.add_move(kind, model, before, after, reason[:_TEXT_LENGTH], evidence, as_of)
     return action if action.status == "done" else carry_out(records, registry, action)
 
@@ -146,15 +146,18 @@ def finish_moves(records: Records, registry: Registry) -> None:
         carry_out(records, registry, action)
 
 
-def note_move(records: Records, registry: Registry, model: str, as_of: datetime, before: str = "") -> str:
+def note_move(
+    records: Records, model: str, as_of: datetime, in_force: Callable[[], str], before: str = ""
+) -> str:
     """Remember a champion alias that somebody set by hand, and return the version in force.
 
     Our own moves are written down before they are made: what the alias says after the newest of them was read, and it
-    does not, was done by hand. `before` is what was in force when nothing is recorded yet.
+    does not, was done by hand. `in_force` asks the registry for the champion; `before` is what was in force when
+    nothing is recorded yet.
     """
     newest = records.actions(model, limit=1, kinds=MOVES)
     moves = records.moves(model)
-    now = registry.champion(model)
+    now = in_force()
     if newest and newest[0].status == "started":
         return now
     before = str(moves[0].evidence["after"]) if moves else before

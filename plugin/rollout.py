@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -106,7 +107,9 @@ def follows_alias(record: DeploymentRecord) -> bool:
 def _finish_moves(context: Context) -> None:
     """Move the aliases that somebody wrote down and did not live to move."""
     if context.records.actions(kinds=MOVES, status="started", limit=1):
-        finish_moves(context.records, _registry(context))
+        from mlflow import MlflowClient
+
+        finish_moves(context.records, Registry(MlflowClient(context.tracking_uri)))
 
 
 def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
@@ -119,13 +122,9 @@ def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
     for model, version in before.items():
         policy = PolicySpec.parse(context.records.policy(model))
         now = event_now(context.home.tables, model, policy)
-        note_move(context.records, _registry(context), model, now, version)
-
-
-def _registry(context: Context) -> Registry:
-    from mlflow import MlflowClient
-
-    return Registry(MlflowClient(context.tracking_uri))
+        note_move(
+            context.records, model, now, partial(_version, context, f"models:/{model}@{CHAMPION}"), version
+        )
 
 
 def _champions(context: Context) -> list[_Move]:

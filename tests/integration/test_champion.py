@@ -49,6 +49,9 @@ class World:
             (m.kind, m.evidence["before"], m.evidence["after"], m.evidence["requested_by"]) for m in moves
         ]
 
+    def look(self, before: str = "") -> str:
+        return note_move(self.records, self.model, NOON, lambda: self.champion, before)
+
     def promote(self, version: str) -> None:
         approvals.promote(self.records, self.registry, self.model, version, "ada", NOON)
 
@@ -95,7 +98,7 @@ def test_a_move_that_nobody_lived_to_make_is_made(world: World) -> None:
     assert new and started.status == "started" and world.champion == "1"
     with pytest.raises(BadInput, match="version 2 is just becoming the champion"):
         world.promote("3")
-    note_move(world.records, world.registry, world.model, NOON)
+    world.look()
     for _ in range(2):
         finish_moves(world.records, world.registry)
     assert world.champion == "2" and world.story == [("promote", "1", "2", "ada")]
@@ -125,16 +128,16 @@ def test_two_who_ask_for_the_same_at_the_same_time_get_one_move(world: World) ->
 def test_an_alias_set_by_hand_is_a_move_and_an_approval(world: World) -> None:
     action = world.records.add_action(world.model, "retrain", "labels", {}, NOON, "key")
     world.records.update_action(action, "waiting", {"version": "2", "status": "waiting"})
-    note_move(world.records, world.registry, world.model, NOON, before="1")
+    world.look(before="1")
     assert world.story == []
     world.client.set_registered_model_alias(world.model, CHAMPION, "2")
     for _ in range(2):
-        assert note_move(world.records, world.registry, world.model, NOON, before="1") == "2"
+        assert world.look(before="1") == "2"
     assert world.story == [("promote", "1", "2", "MLflow")]
     (settled,) = world.records.actions(world.model, kinds=("retrain",))
     assert settled.status == "promoted" and (settled.result or {})["decided_by"] == "MLflow"
     world.client.set_registered_model_alias(world.model, CHAMPION, "1")
-    note_move(world.records, world.registry, world.model, NOON)
+    world.look()
     assert world.story[1:] == [("rollback", "2", "1", "MLflow")]
 
 
