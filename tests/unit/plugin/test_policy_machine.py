@@ -225,5 +225,5 @@ class PolicyMachine(RuleBasedStateMachine):
             yield Episode(inside[0].as_of, None, inside)
 
 
-PolicyMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, phases=[Phase.generate])
+PolicyMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, phases=[Phase.generate])
 TestPolicyMachine = PolicyMachine.TestCase
