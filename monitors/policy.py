@@ -1,31 +1,25 @@
-"""Verdicts in, at most one action out: the rules of the loop as pure functions.
-
-The default is to do nothing. Retraining needs a reason that was asked for, evidence that lasted, enough new labels, no
-cooldown in force and an attempt left in the budget; everything that was considered is in the decision's evidence.
-"""
+"""What is watched, how closely, and what may be done about it: the settings of a policy, one per registered model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
-from mlflow_flywheel.pipelines.times import as_utc
 
 from .all import NAMES
 from .floors import Floor, parse_floor
+from .quiet_hours import QuietHours, parse_quiet_hours
 from .slicing import Slices, parse_slices
-from .verdicts import Verdict
 from .windows import Duration, format_duration
 
-Reason = Literal["performance", "labels", "drift", "schedule", "estimation"]
-Action = Literal["none", "alert", "retrain"]
-_BREACH_MONITORS: tuple[Reason, ...] = ("performance", "drift", "estimation")
+LABELS, SCHEDULE = "labels", "schedule"
+_REASONS = (*NAMES, LABELS, SCHEDULE)
 _ALL = "all"
 
 
@@ -46,7 +40,10 @@ class PolicySpec(Frozen):
     """
 
     monitor_schedule: str = Field(
-        "0 * * * *", description="when monitors run: a cron line of five fields, UTC"
+        "0 * * * *", description="when monitors run: a cron line of five fields, in the time zone"
+    )
+    timezone: str = Field(
+        "UTC", description="time zone of monitor_schedule and quiet_hours, such as Europe/Berlin"
     )
     monitors: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
         (_ALL,),
@@ -121,9 +118,10 @@ class PolicySpec(Frozen):
     slice_alarm: bool = Field(
         False, description="whether a slice that is surely worse raises an alarm, not only a warning"
     )
-    retrain_on: Annotated[tuple[Reason, ...], BeforeValidator(_read_list)] = Field(
-        ("performance", "labels"),
-        description=f"what may start a retraining, of {', '.join(get_args(Reason))}; empty: nothing does",
+    retrain_on: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        ("performance", LABELS),
+        description=f"what may start a retraining: {LABELS}, {SCHEDULE}, or a monitor whose alarm does, of "
+        f"{', '.join(NAMES)}; empty: nothing does",
     )
     min_labels: int = Field(
         500, ge=1, description="fewest new labels since the last training for any retraining"
@@ -135,11 +133,21 @@ class PolicySpec(Frozen):
     consecutive: int = Field(
         2, ge=1, description="alarms in a row before a monitor's alarm starts a retraining"
     )
+    episode_attempts: int = Field(
+        3,
+        ge=1,
+        description="most retrainings that one lasting alarm starts; the gate is stricter with each of them",
+    )
     cooldown: Duration = Field(
         timedelta(days=7), description="no retraining within this time of the last one"
     )
     budget: int = Field(4, ge=0, description="most retrainings within the budget period")
     budget_period: Duration = Field(timedelta(days=30), description="period that the budget is for")
+    quiet_hours: Annotated[tuple[QuietHours, ...], BeforeValidator(parse_quiet_hours)] = Field(
+        (),
+        validate_default=True,
+        description='hours of the day, such as "22:00-06:00", in which no retraining is started and nobody is alerted',
+    )
     training_window: Duration = Field(timedelta(days=90), description="span of labelled rows to train on")
     max_rows: int = Field(1_000_000, ge=100, description="most rows to train on; the newest are kept")
     holdout_share: float = Field(
@@ -148,7 +156,32 @@ class PolicySpec(Frozen):
     holdout_rows: int = Field(20_000, ge=50, description="most rows held out")
     gate_margin: float = Field(0.0, ge=0, description="least mean gain of the challenger's loss at the gate")
     gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="how sure the gate must be of no harm")
+    gate_slices: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        (), description="features by whose values no slice of the held-out rows may surely get worse"
+    )
+    gate_max_latency_ratio: float = Field(
+        0.0, ge=0, description="most times as long as the champion that a challenger may take; 0: any"
+    )
+    gate_max_size_ratio: float = Field(
+        0.0, ge=0, description="most times as large as the champion that a challenger may be; 0: any"
+    )
+    retrain_timeout: Duration = Field(
+        timedelta(hours=1), description="longest time that a retraining's run may take; then it is killed"
+    )
+    retrain_memory_gb: float = Field(
+        0.0, ge=0, description="most memory that its processes may take together; then it is killed; 0: any"
+    )
     approval: Literal["auto", "manual"] = Field("auto", description="who moves the alias after a passed gate")
+    probation: Duration = Field(
+        timedelta(days=7),
+        description="how long a promoted version is compared with the one before it on its own labelled rows, and "
+        "rolled back when it is surely worse by more than loss_margin; 0d: not at all",
+    )
+    probation_latency: float = Field(
+        3.0,
+        ge=0,
+        description="roll back a version on probation whose predictions take this many times as long; 0: do not look",
+    )
     report: Literal["always", "on_change", "never"] = Field(
         "always", description="when to draw the drift report: always, when the drift verdict changed, never"
     )
@@ -171,7 +204,28 @@ class PolicySpec(Frozen):
                 )
         return value
 
-    @field_validator("window", "retrain_every", "budget_period", "training_window", "max_age")
+    @field_validator("retrain_on")
+    @classmethod
+    def _known_reasons(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in _REASONS:
+                raise ValueError(
+                    f"{name!r} is no reason to retrain{nearest(name, _REASONS)}; known: {', '.join(_REASONS)}"
+                )
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"there is no time zone {value!r}; give one such as Europe/Berlin") from None
+        return value
+
+    @field_validator(
+        "window", "retrain_every", "budget_period", "training_window", "retrain_timeout", "max_age"
+    )
     @classmethod
     def _positive(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value <= timedelta(0):
@@ -210,134 +264,3 @@ class PolicySpec(Frozen):
     def changed(self, raw: Mapping[str, Any]) -> PolicySpec:
         """Return this policy with the given settings replaced; the others keep their values."""
         return self.parse({**self.model_dump(mode="json"), **raw})
-
-
-class PolicyState(Frozen):
-    """What the policy remembers between two decisions; JSON round trip by `model_dump(mode="json")`."""
-
-    started_at: datetime | None = Field(None, description="`as_of` of the first decision")
-    decided_at: datetime | None = Field(None, description="`as_of` of the newest decision")
-    breaches: dict[str, int] = Field(default_factory=dict, description="alarms in a row, per monitor")
-    in_alarm: tuple[str, ...] = Field((), description="monitors whose present alarm was already told")
-    attempts: tuple[datetime, ...] = Field((), description="`as_of` of the retrainings, oldest first")
-    trained_at: datetime | None = Field(
-        None, description="`as_of` of the newest one: labels since then are new"
-    )
-
-    @field_validator("started_at", "decided_at", "trained_at")
-    @classmethod
-    def _utc(cls, value: datetime | None) -> datetime | None:
-        return None if value is None else as_utc(value)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do now, why (one sentence), and what it rests on (JSON-ready)."""
-
-    action: Action
-    reason: str
-    evidence: dict[str, Any] = field(default_factory=dict)
-
-
-def decide(
-    spec: PolicySpec, state: PolicyState, verdicts: Sequence[Verdict], new_labels: int, as_of: datetime
-) -> tuple[Decision, PolicyState]:
-    """Decide what to do about the verdicts of one monitor execution.
-
-    `new_labels` counts labels that became known since `state.trained_at` (None: all of them). Deciding again for the same or an earlier
-    `as_of` changes nothing, so a repeated execution cannot count an alarm twice. An `unknown` verdict neither adds to
-    nor ends a row of alarms: no evidence is not good news. A retraining counts against cooldown and budget when it is
-    decided, whatever becomes of it.
-    """
-    as_of = as_utc(as_of)
-    if state.decided_at is not None and as_of <= state.decided_at:
-        return Decision("none", f"already decided for {state.decided_at:%Y-%m-%d %H:%M}"), state
-    breaches, alarms = _count(state, verdicts)
-    attempts = tuple(a for a in state.attempts if as_of - a < max(spec.budget_period, spec.cooldown))
-    wanted = _reasons(spec, state, verdicts, breaches, new_labels, as_of)
-    obstacle = _obstacle(spec, attempts, new_labels, as_of)
-    evidence = {
-        "as_of": as_of.isoformat(),
-        "verdicts": {
-            v.monitor: {"status": v.status, "summary": v.summary, "metrics": v.metrics} for v in verdicts
-        },
-        "breaches": breaches,
-        "new_labels": new_labels,
-        "attempts": [a.isoformat() for a in attempts],
-        "conditions": list(wanted),
-    }
-    after = PolicyState(
-        started_at=state.started_at or as_of,
-        decided_at=as_of,
-        breaches=breaches,
-        in_alarm=alarms,
-        attempts=attempts,
-        trained_at=state.trained_at,
-    )
-    if wanted and obstacle is None:
-        reason = "; ".join(wanted.values())
-        fresh = after.model_copy(
-            update={
-                "attempts": (*attempts, as_of),
-                "trained_at": as_of,
-                "breaches": dict.fromkeys(breaches, 0),
-            }
-        )
-        return Decision("retrain", reason, evidence), fresh
-    told = [v for v in verdicts if v.status == "alarm" and v.monitor not in state.in_alarm]
-    blocked = f" (no retraining: {obstacle})" if wanted and obstacle else ""
-    if told:
-        return Decision("alert", "; ".join(v.summary for v in told) + blocked, evidence), after
-    if blocked:
-        return Decision("none", f"{'; '.join(wanted.values())}{blocked}", evidence), after
-    return Decision("none", "nothing calls for action", evidence), after
-
-
-def _count(state: PolicyState, verdicts: Sequence[Verdict]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Count alarms in a row; a monitor that is not heard any more (switched off, nothing to ask) starts anew."""
-    heard = {verdict.monitor for verdict in verdicts}
-    breaches = {monitor: n for monitor, n in state.breaches.items() if monitor in heard}
-    alarms = heard & set(state.in_alarm)
-    for verdict in verdicts:
-        if verdict.status == "alarm":
-            breaches[verdict.monitor] = breaches.get(verdict.monitor, 0) + 1
-            alarms.add(verdict.monitor)
-        elif verdict.status != "unknown":
-            breaches[verdict.monitor] = 0
-            alarms.discard(verdict.monitor)
-    return breaches, tuple(sorted(alarms))
-
-
-def _reasons(
-    spec: PolicySpec,
-    state: PolicyState,
-    verdicts: Sequence[Verdict],
-    breaches: Mapping[str, int],
-    new_labels: int,
-    as_of: datetime,
-) -> dict[str, str]:
-    reasons = {}
-    for verdict in verdicts:
-        in_a_row = breaches.get(verdict.monitor, 0)
-        asked_for = verdict.monitor in _BREACH_MONITORS and verdict.monitor in spec.retrain_on
-        if asked_for and verdict.status == "alarm" and in_a_row >= spec.consecutive:
-            reasons[verdict.monitor] = f"{verdict.monitor}: {verdict.summary} ({in_a_row} in a row)"
-    if "labels" in spec.retrain_on and new_labels >= spec.new_labels:
-        reasons["labels"] = (
-            f"labels: {new_labels:,} new labels since the last training ({spec.new_labels:,} suffice)"
-        )
-    since = state.trained_at or state.started_at or as_of
-    if "schedule" in spec.retrain_on and as_of - since >= spec.retrain_every:
-        reasons["schedule"] = f"schedule: {format_duration(as_of - since)} since the last training"
-    return reasons
-
-
-def _obstacle(spec: PolicySpec, attempts: Sequence[datetime], new_labels: int, as_of: datetime) -> str | None:
-    if attempts and as_of - attempts[-1] < spec.cooldown:
-        return f"cooling down until {attempts[-1] + spec.cooldown:%Y-%m-%d %H:%M}"
-    spent = sum(as_of - a < spec.budget_period for a in attempts)
-    if spent >= spec.budget:
-        return f"{spent} of {spec.budget} attempts spent in {format_duration(spec.budget_period)}"
-    if new_labels < spec.min_labels:
-        return f"{new_labels:,} new labels, fewer than {spec.min_labels:,}"
-    return None

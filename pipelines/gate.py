@@ -9,23 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .compatibility import check_stands_in
 from .errors import BadInput, ModelError
-from .model import Predictions, Scorer
+from .gate_checks import GateChecks, Slice, folder_bytes, parts, times_as_long
+from .model import Scorer
+from .scores import PROBABILITY_FLOOR, Floats, Kind, Scores, auc, class_codes, kind_of, score
+from .scores import mean as mean_of
 from .training_files import EVENT_TIME, LABEL
 
-Kind = Literal["classifier", "regressor"]
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "PROBABILITY_FLOOR", "Floats", "GateResult", "Kind", "Scores", "auc", "block_interval", "class_codes", "compare",
+    "decide", "kind_of", "refuse", "score", "sums_interval", "time_blocks",
+]  # fmt: skip
 
-# A probability this close to 0 or 1 is as sure as one row may make a model: beyond it a single surprise would outweigh
-# thousands of rows in the mean log loss.
-PROBABILITY_FLOOR = 1e-6
 # Fewer blocks than this and the spread between them is not known well enough to exclude anything.
 MIN_BLOCKS = 5
 # Days are the blocks where there are enough of them; a shorter hold-out is cut into this many spans of equal row count.
@@ -37,7 +40,8 @@ class GateResult:
     """The decision and what it rests on.
 
     `metric` names the score among the metrics of both; `difference` is the challenger's mean gain (positive: it loses
-    less), `low` and `high` its interval.
+    less), `low` and `high` its interval at `confidence`, which grows with the attempt. A ratio is how many times as
+    long or large the challenger is, None when nobody asked.
     """
 
     promote: bool
@@ -50,19 +54,15 @@ class GateResult:
     high: float
     rows: int
     blocks: int
+    confidence: float = math.nan
+    attempt: int = 1
+    slices: tuple[Slice, ...] = ()
+    latency_ratio: float | None = None
+    size_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, tags and records; what is not finite becomes None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How one model does on labelled rows: a loss per row, the name of that loss, and summary metrics."""
-
-    metric: str
-    losses: Floats
-    metrics: dict[str, float]
 
 
 def compare(
@@ -75,38 +75,99 @@ def compare(
     n_bootstrap: int = 2000,
     confidence: float = 0.95,
     margin: float = 0.0,
+    checks: GateChecks | None = None,
 ) -> GateResult:
     """Decide whether the challenger may replace the champion.
 
     It may when the interval of its mean gain lies above zero and the mean gain is at least `margin` (in units of the
     score: log loss for classifiers with probabilities, error rate without, absolute error for regressors). `holdout` has
-    the features by name, `label` and the event time. A challenger that cannot score the hold-out is refused, with the
-    error as the reason; a champion that cannot raises.
+    the features by name, `label` and the event time. A challenger that cannot score the hold-out, or cannot stand in
+    for the champion, is refused, with the error as the reason; a champion that cannot raises. So is one that fails a
+    check, with all reasons.
     """
+    checks = checks or GateChecks()
     labels = holdout[LABEL].combine_chunks()
     said_before = champion.predict(champion.schema.from_table(holdout))
     before = score(said_before, champion.classes, labels, kind)
     try:
+        check_stands_in(challenger, champion)
         said_after = challenger.predict(challenger.schema.from_table(holdout))
         after = score(said_after, challenger.classes, labels, kind)
     except (BadInput, ModelError) as error:
         return _refused(
-            f"refused: the challenger cannot score the hold-out: {error.message}", before, holdout
+            f"refused: the challenger cannot do the champion's work: {error.message}", before, holdout
         )
     if after.metric != before.metric:
         # Only one of the two has probabilities: both can be judged by the classes they name.
         before = score(replace(said_before, proba=None), None, labels, kind)
         after = score(replace(said_after, proba=None), None, labels, kind)
     blocks = time_blocks(holdout[EVENT_TIME])
-    return decide(
-        before, after, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence, margin=margin
-    )
+    sure = checks.confidence(confidence)
+    # an interval that is surer lies further out, and needs more draws to be found
+    draws = n_bootstrap * min(2 ** (checks.attempt - 1), 8)
+    result = decide(before, after, blocks, seed=seed, n_bootstrap=draws, confidence=sure, margin=margin)
+    gains = before.losses - after.losses
+    sliced = _slices(holdout, gains, blocks, checks.slices, seed=seed, n_bootstrap=draws, confidence=sure)
+    result = replace(result, attempt=checks.attempt, slices=sliced)
+    return _checked(result, champion, challenger, holdout, checks)
 
 
-def kind_of(scorer: Scorer) -> Kind:
-    """Tell a classifier from a regressor by what it predicts, and by the estimator inside it where there is one."""
-    by_answer = scorer.classes is not None or scorer.kind == "string"
-    return "classifier" if by_answer or hasattr(scorer.raw_model, "classes_") else "regressor"
+def _slices(
+    holdout: pa.Table,
+    gains: Floats,
+    blocks: npt.NDArray[np.int64],
+    features: tuple[str, ...],
+    *,
+    seed: int,
+    n_bootstrap: int,
+    confidence: float,
+) -> tuple[Slice, ...]:
+    """Return what each slice gains; their intervals are as sure together as one alone would be (Bonferroni)."""
+    wanted = list(parts(holdout, features))
+    found = []
+    for name, inside in wanted:
+        own = np.unique(blocks[inside], return_inverse=True)[1]
+        mean, low, high = block_interval(
+            gains[inside],
+            own,
+            seed=seed,
+            n_bootstrap=n_bootstrap,
+            confidence=1 - (1 - confidence) / len(wanted),
+        )
+        worse = int(own.max()) + 1 >= MIN_BLOCKS and high < 0
+        found.append(Slice(name, int(inside.sum()), mean, low, high, worse))
+    return tuple(found)
+
+
+def _checked(
+    result: GateResult, champion: Scorer, challenger: Scorer, holdout: pa.Table, checks: GateChecks
+) -> GateResult:
+    """Refuse a challenger that gained, but not everywhere, or at too high a price; say each reason."""
+    why = [
+        f"{one.slice} gets worse: gain {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}) on {one.rows:,} rows"
+        for one in result.slices
+        if one.worse
+    ]
+    if checks.max_latency_ratio > 0:
+        given = (scorer.schema.from_table(holdout) for scorer in (champion, challenger))
+        ratio = times_as_long(champion, next(given), challenger, next(given))
+        result = replace(result, latency_ratio=ratio)
+        if ratio > checks.max_latency_ratio:
+            why.append(f"it takes {ratio:.1f} times as long, more than {checks.max_latency_ratio:g}")
+    if checks.max_size_ratio > 0:
+        ratio = folder_bytes(challenger.ref.path) / max(folder_bytes(champion.ref.path), 1)
+        result = replace(result, size_ratio=ratio)
+        if ratio > checks.max_size_ratio:
+            why.append(f"it is {ratio:.1f} times as large, more than {checks.max_size_ratio:g}")
+    if checks.attempt > 1:
+        again = f"; attempt {checks.attempt} on this evidence, so the interval must be surer"
+        result = replace(result, reason=result.reason + again)
+    return refuse(result, "; ".join(why)) if why and result.promote else result
+
+
+def refuse(result: GateResult, why: str) -> GateResult:
+    """Return a passed comparison as a refused one, with the reason first."""
+    return replace(result, promote=False, reason=f"refused: {why}; the score alone {result.reason}")
 
 
 def decide(
@@ -125,7 +186,9 @@ def decide(
     mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=n_bootstrap, confidence=confidence)
     interval = f"{100 * confidence:g}% interval {low:+.4f} to {high:+.4f}"
     name = before.metric.replace("_", " ")
-    facts = f"{name} {_mean(before.losses):.4f} -> {_mean(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    facts = (
+        f"{name} {mean_of(before.losses):.4f} -> {mean_of(after.losses):.4f}, gain {mean:+.4f} ({interval})"
+    )
     if n_blocks < MIN_BLOCKS:
         promote, why = (
             False,
@@ -141,30 +204,18 @@ def decide(
         promote, why = True, "the interval excludes harm"
     reason = f"{'passed' if promote else 'refused'}: {why}: {facts} on {len(gains)} rows in {n_blocks} blocks"
     return GateResult(
-        promote, reason, before.metric, before.metrics, after.metrics, mean, low, high, len(gains), n_blocks
+        promote,
+        reason,
+        before.metric,
+        before.metrics,
+        after.metrics,
+        mean,
+        low,
+        high,
+        len(gains),
+        n_blocks,
+        confidence,
     )
-
-
-def score(predictions: Predictions, classes: tuple[str, ...] | None, labels: pa.Array, kind: Kind) -> Scores:
-    """Return the per-row proper score and the summary metrics of predictions against known labels."""
-    if kind == "regressor":
-        return _regression_scores(_numbers(predictions.values), _numbers(labels))
-    codes = class_codes(labels, classes) if classes is not None else None
-    if predictions.proba is None or classes is None or codes is None:
-        wrong = _texts(predictions.values) != _texts(labels)
-        losses = wrong.astype(np.float64)
-        return Scores("error_rate", losses, {"error_rate": _mean(losses), "accuracy": 1.0 - _mean(losses)})
-    flat = predictions.proba.flatten().to_numpy(zero_copy_only=False)
-    proba = np.asarray(flat, dtype=np.float64).reshape(len(codes), len(classes))
-    return _probability_scores(proba, codes)
-
-
-def class_codes(labels: pa.Array, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Return the position of each label among the model's classes; -1 for a label that the model does not know."""
-    known = {_class_text(name): position for position, name in enumerate(classes)}
-    distinct, inverse = np.unique(_texts(labels), return_inverse=True)
-    positions = np.array([known.get(text, -1) for text in distinct], dtype=np.int64)
-    return positions[inverse]
 
 
 def time_blocks(event_times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -219,48 +270,6 @@ def sums_interval(
     return mean, float(low), float(high)
 
 
-def auc(positive: npt.NDArray[np.bool_], scores: Floats) -> float:
-    """Return the area under the ROC curve (Mann-Whitney, ties count half); NaN when only one class is present."""
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return math.nan
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
-
-
-def _probability_scores(proba: Floats, codes: npt.NDArray[np.int64]) -> Scores:
-    known = codes >= 0
-    of_truth = np.where(known, proba[np.arange(len(codes)), np.maximum(codes, 0)], 0.0)
-    losses = -np.log(np.clip(of_truth, PROBABILITY_FLOOR, 1.0))
-    truth = np.zeros_like(proba)
-    truth[np.nonzero(known)[0], codes[known]] = 1.0
-    if proba.shape[1] == 2:
-        area = auc(codes == 1, proba[:, 1])
-        brier = _mean((proba[:, 1] - truth[:, 1]) ** 2)
-    else:
-        areas = [auc(codes == position, proba[:, position]) for position in range(proba.shape[1])]
-        present = [value for value in areas if not math.isnan(value)]
-        area = float(np.mean(present)) if present else math.nan
-        brier = _mean(((proba - truth) ** 2).sum(axis=1))
-    accuracy = _mean((proba.argmax(axis=1) == codes).astype(np.float64))
-    metrics = {"log_loss": _mean(losses), "auc": area, "brier": brier, "accuracy": accuracy}
-    return Scores(
-        "log_loss", losses, {name: value for name, value in metrics.items() if not math.isnan(value)}
-    )
-
-
-def _regression_scores(predicted: Floats, truth: Floats) -> Scores:
-    errors = predicted - truth
-    losses = np.abs(errors)
-    metrics = {"mae": _mean(losses), "rmse": math.sqrt(_mean(errors**2)), "bias": _mean(errors)}
-    spread = float(np.sum((truth - truth.mean()) ** 2)) if len(truth) else 0.0
-    if spread > 0:
-        metrics["r2"] = 1.0 - float(np.sum(errors**2)) / spread
-    return Scores("mae", losses, metrics)
-
-
 def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
     n_blocks = len(np.unique(time_blocks(holdout[EVENT_TIME])))
     return GateResult(
@@ -277,40 +286,9 @@ def _refused(reason: str, before: Scores, holdout: pa.Table) -> GateResult:
     )
 
 
-def _numbers(values: pa.Array) -> Floats:
-    try:
-        return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"a label or prediction of a regressor is not a number: {error}") from None
-
-
-def _texts(values: pa.Array) -> npt.NDArray[np.str_]:
-    """Return labels as texts that compare across types: 1, 1.0, true and "1" are the same class."""
-    distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
-    texts = np.array([_class_text(value) for value in distinct.dictionary.to_pylist()], dtype=np.str_)
-    return (
-        texts[distinct.indices.to_numpy(zero_copy_only=False)] if len(texts) else np.array([], dtype=np.str_)
-    )
-
-
-def _class_text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    text = str(value)
-    if text in ("True", "False", "true", "false"):
-        return str(int(text.lower() == "true"))
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,11 +13,11 @@ import click
 
 from .config import ModelRef
 from .errors import BadInput, FlywheelError, ModelError
-from .gate import kind_of, score
 from .lineage import TrainingSet
 from .model import Scorer
 from .reference_file import to_native
 from .schema import FeatureSchema
+from .scores import kind_of, score
 from .training_files import LABEL
 
 if TYPE_CHECKING:

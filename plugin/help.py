@@ -61,7 +61,8 @@ This page is what `mlflow deployments help -t flywheel` prints, to read at leisu
 _LOOP_TEXT = """\
 How the registered model is watched, whatever its deployments, and what may be done about it. Given with any deployment
 of the model, or with `flywheel loop set MODEL key=value` (there without `loop.`); `flywheel loop show MODEL` shows what
-is in force. Durations are written `30d`, `12h` or `90m`; an empty list means none.
+is in force. Durations are written `30d`, `12h` or `90m`; an empty list means none. What the settings do together, and how
+to keep them in a file, is in [loop.md](loop.md).
 """
 
 

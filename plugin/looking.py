@@ -20,10 +20,10 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model
 
+from .champion import CHAMPION
 from .home import Home
 from .kept_out import kept_out, without
 from .records import Records
-from .release import CHAMPION
 from .spec import BatchSpec
 from .spec_reading import parse_spec
 

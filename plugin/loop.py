@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from mlflow_flywheel.monitors.all import monitors
 from mlflow_flywheel.monitors.drift import MONITOR as DRIFT
 from mlflow_flywheel.monitors.drift import DriftSpec
 from mlflow_flywheel.monitors.look import Look, Monitor
 from mlflow_flywheel.monitors.performance import MONITOR as PERFORMANCE
 from mlflow_flywheel.monitors.performance import reference_metrics
-from mlflow_flywheel.monitors.policy import Decision, PolicySpec, PolicyState, decide
+from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import log_monitor_run
 from mlflow_flywheel.monitors.verdicts import Verdict, worst
 from mlflow_flywheel.monitors.windows import Window
@@ -28,10 +25,11 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
 from mlflow_flywheel.pipelines.times import as_utc
 
+from .acting import Occasion, act
+from .champion import CHAMPION
 from .home import Home
 from .looking import look_at
 from .records import Records
-from .release import AS_OF_TAG, CHAMPION
 from .retraining import run_retraining
 from .series import add_points
 
@@ -67,7 +65,8 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     """Run the monitors of a model on the window that ends at `as_of`, and let its policy decide.
 
     Labels count when they were true before `as_of`. A retraining that is decided is queued, not done here. Returns
-    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "retrain"), `reason`, `action_id` and `retrain_task`.
+    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "alert_end", "retrain", "rollback"), `reason`,
+    `action_id` and `retrain_task`.
     A window without any row, and without anybody to warn of that, says nothing: it leaves no run, no verdict and no
     trace in the policy's memory.
     """
@@ -97,7 +96,8 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     html = _report(turn)
     run_id = _show(turn, watching, html)
     _remember(turn, run_id, html is not None)
-    return result | {"run_id": run_id} | _act(turn, run_id)
+    occasion = Occasion(home, records, turn.client, table, look, verdicts, run_id)
+    return result | {"run_id": run_id} | act(occasion)
 
 
 def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
@@ -221,70 +221,3 @@ def _remember(turn: Turn, run_id: str, report: bool) -> None:
             summary | more.get(verdict.monitor, {}),
             run_id,
         )
-
-
-def _act(turn: Turn, run_id: str) -> dict[str, Any]:
-    """Decide, record the action with its evidence, queue a retraining, and last of all remember the decision."""
-    state = PolicyState.model_validate(turn.records.policy_state(turn.model))
-    new_labels = _new_labels(turn, _trained_at(turn, state))
-    decision, after = decide(turn.look.policy, state, turn.verdicts, new_labels, turn.as_of)
-    action_id = task_id = None
-    if decision.action != "none":
-        key = f"{decision.action}:{turn.model}:{turn.as_of.isoformat()}"
-        status = "queued" if decision.action == "retrain" else "done"
-        action_id = turn.records.add_action(
-            turn.model,
-            decision.action,
-            decision.reason,
-            _evidence(turn, decision, run_id),
-            turn.as_of,
-            key,
-            status,
-        )
-        if decision.action == "retrain":
-            payload = {"reason": decision.reason, "as_of": turn.as_of.isoformat(), "action_id": action_id}
-            task_id = turn.records.enqueue("retrain", turn.model, payload, "policy", key)
-    turn.records.set_policy_state(turn.model, after.model_dump(mode="json"))
-    _log.info("%s as of %s: %s: %s", turn.model, turn.as_of, decision.action, decision.reason)
-    return {
-        "action": decision.action,
-        "reason": decision.reason,
-        "action_id": action_id,
-        "retrain_task": task_id,
-    }
-
-
-def _evidence(turn: Turn, decision: Decision, run_id: str) -> dict[str, Any]:
-    looked = turn.look.window
-    window = {"start": looked.start.isoformat(), "end": looked.end.isoformat()}
-    return {
-        **decision.evidence,
-        "version": turn.champion.version,
-        "window": window,
-        "rows": turn.look.rows.num_rows,
-        "monitor_run_id": run_id,
-        "table_versions": turn.table.versions(),
-    }
-
-
-def _trained_at(turn: Turn, state: PolicyState) -> datetime | None:
-    """Return when labels were last trained on: by the policy's own account, or by the version in force's lineage."""
-    tags = turn.client.get_model_version(turn.model, turn.champion.version).tags
-    of_version = datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None
-    return max((moment for moment in (state.trained_at, of_version) if moment is not None), default=None)
-
-
-def _new_labels(turn: Turn, trained_at: datetime | None) -> int:
-    """Count labels that a training as of now could use and that were not true yet at the last one."""
-    found = turn.table.read(
-        start=turn.as_of - turn.look.policy.training_window,
-        end=turn.as_of,
-        variant=CHAMPION,
-        labelled=True,
-        known_before=turn.as_of,
-        columns=["label_time"],
-        order_by=None,
-    )["label_time"]
-    if trained_at is None:
-        return len(found)
-    return int(pc.sum(pc.greater_equal(found, pa.scalar(trained_at, found.type))).as_py() or 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from mlflow_flywheel.pipelines.errors import NotFound
 
@@ -22,7 +23,7 @@ from .record_rows import (
     action_of,
     verdict_of,
 )
-from .record_types import ActionRecord, VerdictRecord
+from .record_types import ActionRecord, NewAction, VerdictRecord
 
 
 class LoopRecords:
@@ -77,19 +78,8 @@ class LoopRecords:
         status: str = "started",
     ) -> int:  # fmt: skip
         """Record an action and return its id; the same key gives the action that was recorded first."""
-        moment = utc_now()
-        row = ActionRow(
-            model=model,
-            kind=kind,
-            reason=reason,
-            evidence=dict(evidence),
-            as_of=as_of,
-            key=key,
-            status=status,
-            created=moment,
-            updated=moment,
-        )
-        return insert_once(self._database, row)
+        made = _action_row(model, NewAction(kind, reason, evidence, key, status), as_of)
+        return insert_once(self._database, made)
 
     def update_action(
         self, action_id: int, status: str, result: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -105,11 +95,20 @@ class LoopRecords:
             session.flush()
             return action_of(row)
 
-    def actions(self, model: str | None = None, limit: int = 100) -> list[ActionRecord]:
-        """Return the newest actions first."""
+    def actions(
+        self, model: str | None = None, limit: int = 100, *, kinds: Sequence[str] = (), status: str | None = None,
+        key: str | None = None,
+    ) -> list[ActionRecord]:  # fmt: skip
+        """Return the newest actions first: of one model, of some kinds, in one state, of one key."""
         query = select(ActionRow).order_by(ActionRow.id.desc()).limit(limit)
         if model is not None:
             query = query.where(ActionRow.model == model)
+        if kinds:
+            query = query.where(ActionRow.kind.in_(kinds))
+        if status is not None:
+            query = query.where(ActionRow.status == status)
+        if key is not None:
+            query = query.where(ActionRow.key == key)
         with self._database.read() as session:
             return [action_of(row) for row in session.scalars(query)]
 
@@ -148,10 +147,76 @@ class LoopRecords:
             row = session.get(PolicyStateRow, model)
             return dict(row.state) if row is not None else {}
 
-    def set_policy_state(self, model: str, state: Mapping[str, Any]) -> None:
-        """Replace what the policy remembers."""
-        with self._database.write() as session:
-            session.merge(PolicyStateRow(model=model, state=dict(state), updated=utc_now()))
+    def commit_decision(
+        self,
+        model: str,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+        actions: Sequence[NewAction],
+        as_of: datetime,
+    ) -> dict[str, tuple[int, int | None]] | None:
+        """Record what was decided, all of it or nothing: actions, the work they queue, and the policy's memory.
+
+        Returns each action's id and task by its key; None, and nothing is recorded, when the memory is no longer what
+        the decision was made from: somebody else has decided meanwhile.
+        """
+        found: dict[str, tuple[int, int | None]] = {}
+        try:
+            with self._database.write() as session:
+                row = session.get(PolicyStateRow, model, with_for_update=True)
+                if (dict(row.state) if row is not None else {}) != dict(before):
+                    return None
+                for action in actions:
+                    found[action.key] = _recorded(session, model, action, as_of)
+                if row is None:
+                    session.add(PolicyStateRow(model=model, state=dict(after), updated=utc_now()))
+                else:
+                    row.state, row.updated = dict(after), utc_now()
+        except IntegrityError:  # PostgreSQL: two first decisions at the same time
+            return None
+        return found
+
+
+def _action_row(model: str, action: NewAction, as_of: datetime) -> ActionRow:
+    moment = utc_now()
+    return ActionRow(
+        model=model,
+        kind=action.kind,
+        reason=action.reason,
+        evidence=dict(action.evidence),
+        as_of=as_of,
+        key=action.key,
+        status=action.status,
+        created=moment,
+        updated=moment,
+    )
+
+
+def _recorded(session: Session, model: str, action: NewAction, as_of: datetime) -> tuple[int, int | None]:
+    """Add an action and the work that it queues; return the ids of both, of the ones that are there already."""
+    made = session.scalar(select(ActionRow).where(ActionRow.key == action.key))
+    if made is None:
+        made = _action_row(model, action, as_of)
+        session.add(made)
+        session.flush()
+    if action.task is None:
+        return made.id, None
+    known = session.scalar(select(TaskRow.id).where(TaskRow.key == action.key))
+    if known is not None:
+        return made.id, known
+    task = TaskRow(
+        kind=action.task,
+        subject=model,
+        payload={"reason": action.reason, "as_of": as_of.isoformat(), "action_id": made.id},
+        status="queued",
+        requested_by="policy",
+        key=action.key,
+        attempts=0,
+        created=utc_now(),
+    )
+    session.add(task)
+    session.flush()
+    return made.id, task.id
 
 
 def insert_once(database: Database, row: TaskRow | ActionRow) -> int:

@@ -14,6 +14,7 @@ from .record_types import (
     BatchRun,
     DeploymentRecord,
     DeploymentStatus,
+    Pause,
     Task,
     TaskKind,
     TaskStatus,
@@ -148,6 +149,15 @@ class PolicyStateRow(Row):
     updated: Mapped[datetime]
 
 
+class PauseRow(Row):
+    __tablename__ = "flywheel_pauses"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    requested_by: Mapped[str]
+    reason: Mapped[str]
+    since: Mapped[datetime]
+
+
 def deployment_of(row: DeploymentRow) -> DeploymentRecord:
     """Return the row as a plain value."""
     return DeploymentRecord(
@@ -235,3 +245,8 @@ def action_of(row: ActionRow) -> ActionRecord:
         created=row.created,
         updated=row.updated,
     )
+
+
+def pause_of(row: PauseRow) -> Pause:
+    """Return the row as a plain value."""
+    return Pause(row.model, row.since, row.requested_by, row.reason)

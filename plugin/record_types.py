@@ -102,3 +102,29 @@ class ActionRecord:
     run_id: str | None
     created: datetime
     updated: datetime
+
+
+@dataclass(frozen=True)
+class NewAction:
+    """An action that is about to be recorded; with `task`, work for the daemon is queued along with it."""
+
+    kind: str
+    reason: str
+    evidence: Mapping[str, Any]
+    key: str
+    status: str = "done"
+    task: TaskKind | None = None
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A loop that may start nothing: since when, who asked for it, and why."""
+
+    model: str
+    since: datetime
+    requested_by: str
+    reason: str
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return f"by {self.requested_by} since {self.since:%Y-%m-%d %H:%M}{why}"

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, NotFound, Unavailable, nearest
 
 from .batch_records import BatchRecords
+from .champion_records import ChampionRecords
 from .database import Database, utc_now
 from .loop_records import LoopRecords, insert_once
 from .record_rows import DeploymentRow, Row, TaskRow, deployment_of, task_of
@@ -49,7 +50,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords, BatchRecords, UsageRecords):
+class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.monitors.policy import PolicySpec
 
+from .champion import CHALLENGER, CHAMPION, PARENT_TAG, ROLLED_BACK_TAG, Registry, move
+from .records import Records
+
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-PARENT_TAG, GATE_TAG, AS_OF_TAG = "flywheel.parent", "flywheel.gate", "flywheel.as_of"
+GATE_TAG, AS_OF_TAG = "flywheel.gate", "flywheel.as_of"
 
 
-def release(client: MlflowClient, policy: PolicySpec, version: ModelVersion) -> dict[str, Any]:
+def release(
+    records: Records,
+    registry: Registry,
+    policy: PolicySpec,
+    version: ModelVersion,
+    as_of: datetime,
+    requested_by: str,
+) -> dict[str, Any]:
     """Move the alias when the gate and the policy allow it; safe to repeat."""
     gate = json.loads(version.tags[GATE_TAG])
-    number = str(version.version)  # MLflow's SQL stores count in integers, its server in texts
+    model, number = str(version.name), str(version.version)
     result = {"run_id": version.run_id, "version": number, "gate": gate, "reason": gate["reason"]}
+    result["parent"] = version.tags[PARENT_TAG]
     if not gate["promote"]:
         return result | {"status": "refused", "promoted": False}
-    in_force = str(client.get_model_version_by_alias(version.name, CHAMPION).version)
-    if in_force not in (number, version.tags[PARENT_TAG]):
-        client.set_registered_model_alias(version.name, CHALLENGER, number)
-        why = f"version {in_force} became champion meanwhile, and the gate compared with {version.tags[PARENT_TAG]}"
-        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    if policy.approval == "manual" and in_force != number:
-        client.set_registered_model_alias(version.name, CHALLENGER, number)
-        why = f"waiting for approval: set the alias {CHAMPION} to version {number}"
-        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {why}"}
-    client.set_registered_model_alias(version.name, CHAMPION, number)
+    if ROLLED_BACK_TAG in version.tags:
+        why = f"refused: version {number} was rolled back ({version.tags[ROLLED_BACK_TAG]}); retrain instead"
+        return result | {"status": "refused", "promoted": False, "reason": why}
+    in_force = registry.champion(model)
+    hold = _hold(records, policy, version, in_force)
+    if in_force != number and hold is not None:
+        registry.point(model, CHALLENGER, number)
+        return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {hold}"}
+    if in_force != number:
+        evidence = {"requested_by": requested_by, "gate": gate, "run_id": version.run_id}
+        move(records, registry, "promote", model, number, gate["reason"], evidence, as_of)
     return result | {"status": "promoted", "promoted": True}
+
+
+def _hold(records: Records, policy: PolicySpec, version: ModelVersion, in_force: str) -> str | None:
+    """Say why a version that passed the gate waits for a person; None when it need not."""
+    parent = version.tags[PARENT_TAG]
+    if in_force != parent:
+        return f"version {in_force} became champion meanwhile, and the gate compared with {parent}"
+    paused = records.paused(str(version.name))
+    if paused is not None:
+        return f"waiting for approval: the loop is paused {paused}"
+    if policy.approval == "manual":
+        return f"waiting for approval: 'flywheel promote {version.name}', or set the alias {CHAMPION} to version {version.version}"
+    return None

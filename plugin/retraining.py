@@ -13,17 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_flywheel.pipelines
+from mlflow_flywheel.monitors.decisions import BY_POLICY
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import KIND_TAG, MODEL_TAG, experiment_id
 from mlflow_flywheel.pipelines.committer import Committer
 from mlflow_flywheel.pipelines.errors import FlywheelError
-from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of
+from mlflow_flywheel.pipelines.gate import GateResult
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.lineage import LINEAGE_FILE, TrainingSet, TrainingSetSpec
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
@@ -41,12 +41,14 @@ from mlflow_flywheel.pipelines.training_files import (
 )
 from mlflow_flywheel.pipelines.training_set import build_training_set
 
+from .champion import CHAMPION, PARENT_TAG, Registry
+from .gating import TEXT_LENGTH, WORK, Challenge, judge, log_gate
 from .home import Home
 from .kept_out import check_trainable
 from .project_run import run_project
 from .records import Records
 from .registration import add_version, log_reference
-from .release import AS_OF_TAG, CHAMPION, GATE_TAG, PARENT_TAG, release
+from .release import AS_OF_TAG, GATE_TAG, release
 from .runners.base import path_with_interpreter, process_environment
 
 if TYPE_CHECKING:
@@ -55,36 +57,12 @@ if TYPE_CHECKING:
 
 TRIGGER_TAG, LINEAGE_TAG = "flywheel.trigger", "flywheel.lineage"
 
+RETRAINING = "retraining"
+
 _log = logging.getLogger(__name__)
 _PROJECT = str(Path(mlflow_flywheel.pipelines.__file__).parent)
-_WORK = "retraining"
-_PROJECT_SECONDS = 3600.0
 # A web or stream worker seals its segment within a second: what was received before `known_at` is committed by then.
 _SETTLE_SECONDS = 1.5
-_TEXT_LENGTH = 2000
-
-
-@dataclass(frozen=True)
-class Challenge:
-    """One attempt: the model, its champion, and the run that the challenger comes from."""
-
-    home: Home
-    client: MlflowClient
-    policy: PolicySpec
-    champion: ResolvedModel
-    reason: str
-    as_of: datetime
-    run_id: str
-    experiment: str
-
-    @property
-    def model(self) -> str:
-        return self.champion.name
-
-    @property
-    def folder(self) -> Path:
-        """Return where the training set is while the attempt lasts."""
-        return self.home.path / _WORK / self.run_id
 
 
 def run_retraining(
@@ -92,36 +70,56 @@ def run_retraining(
 ) -> dict[str, Any]:
     """Refit the champion of a model on what was known at `as_of`, gate it, and promote it when the policy says so.
 
-    Returns, and writes to the action record: `status` ("promoted", "waiting" for approval, "refused" by the gate, or
-    "failed"), `reason`, `run_id`, `version`, `gate` and `promoted`. Expected failures are an outcome, not an error.
+    Returns, and writes to the action record: `status` ("promoted", "waiting" for approval, "refused" by the gate,
+    "failed", or "cancelled" because the loop was paused before it began), `reason`, `run_id`, `version`, `gate` and
+    `promoted`. Expected failures are an outcome, not an error.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(home.tracking_uri)
-    run_id = records.update_action(action_id, "running").run_id
+    action = records.update_action(action_id, "running")
+    run_id, requested_by = action.run_id, str(action.evidence.get("requested_by", ""))
+    paused = records.paused(model)
+    if paused is not None and requested_by == BY_POLICY and run_id is None:
+        said = f"not started: the loop is paused {paused}"
+        records.update_action(action_id, "cancelled", _outcome("cancelled", said, None))
+        return _outcome("cancelled", said, None)
     try:
         policy = PolicySpec.parse(records.policy(model))
         version = _made_before(client, run_id)
         if version is None:
             check_trainable(records, model)
-            shutil.rmtree(home.path / _WORK, ignore_errors=True)  # of a try that was killed
+            shutil.rmtree(home.path / WORK, ignore_errors=True)  # of a try that was killed
             champion = resolve_model(f"models:/{model}@{CHAMPION}", home.tracking_uri)
             experiment = experiment_id(client, model)
-            run_id = _new_run(client, experiment, champion, reason, as_of)
+            run_id = new_run(client, experiment, champion, reason, as_of)
             records.update_action(action_id, "running", run_id=run_id)
-            version = _challenge(Challenge(home, client, policy, champion, reason, as_of, run_id, experiment))
-        result = release(client, policy, version)
+            version = _challenge(
+                Challenge(home, client, policy, champion, reason, as_of, run_id, experiment, records, action)
+            )
+        result = release(records, Registry(client), policy, version, as_of, requested_by)
     except (FlywheelError, MlflowException) as error:
         _log.warning("retraining of %s failed: %s", model, error.message)
         _end_run(client, run_id, "FAILED")
-        result = {"status": "failed", "reason": error.message, "run_id": run_id, "version": None}
-        result |= {"gate": None, "promoted": False}
+        result = _outcome("failed", error.message, run_id)
     except Exception:
         _end_run(client, run_id, "FAILED")
         raise
     records.update_action(action_id, result["status"], result, result["run_id"])
     return result
+
+
+def _outcome(status: str, reason: str, run_id: str | None) -> dict[str, Any]:
+    """Return the result of a retraining that came to no version."""
+    return {
+        "status": status,
+        "reason": reason,
+        "run_id": run_id,
+        "version": None,
+        "gate": None,
+        "promoted": False,
+    }
 
 
 def _challenge(attempt: Challenge) -> ModelVersion:
@@ -132,21 +130,13 @@ def _challenge(attempt: Challenge) -> ModelVersion:
         champion = load_scorer(champion_ref)
         tags = attempt.client.get_model_version(attempt.model, attempt.champion.version).tags
         training_set = _training_set(attempt, champion, tags)
-        model_id = _train(attempt, training_set, champion_ref.path)
+        model_id = train(attempt, training_set, champion_ref.path)
         resolved = resolve_model(f"models:/{model_id}", attempt.home.tracking_uri)
         challenger = load_scorer(download_model(resolved, attempt.folder, attempt.home.tracking_uri))
         check_feature_names(challenger.schema, f"the challenger {model_id}")
         InferenceTable.open(attempt.home.tables, attempt.model).ensure(challenger.schema, challenger.kind)
-        gate = compare(
-            champion,
-            challenger,
-            training_set.holdout(),
-            kind_of(champion),
-            seed=training_set.lineage.seed,
-            confidence=attempt.policy.gate_confidence,
-            margin=attempt.policy.gate_margin,
-        )
-        _log_gate(attempt, gate, model_id)
+        gate = judge(attempt, champion, challenger, training_set)
+        log_gate(attempt, gate, model_id)
         return _register(attempt, resolved, challenger, training_set, gate, tags)
     finally:
         shutil.rmtree(attempt.folder, ignore_errors=True)
@@ -181,7 +171,7 @@ def _training_set(attempt: Challenge, champion: Scorer, tags: Mapping[str, str])
     return made
 
 
-def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
+def train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
     """Run the retraining project and return the id of the model that it logged."""
     parameters = {
         "training_set": str(training_set.folder),
@@ -200,13 +190,12 @@ def _train(attempt: Challenge, training_set: TrainingSet, parent: str) -> str:
         experiment_id=attempt.experiment,
         environment=environment,
         log_file=log_file,
-        timeout=_PROJECT_SECONDS,
+        timeout=attempt.policy.retrain_timeout.total_seconds(),
+        memory_bytes=attempt.policy.retrain_memory_gb * 1e9 or math.inf,
     )
     attempt.client.log_artifact(attempt.run_id, str(log_file), "logs")
     if outcome.status == "KILLED":
-        raise FlywheelError(
-            f"the retraining run was killed after {_PROJECT_SECONDS:g} s; the champion serves on"
-        )
+        raise FlywheelError(f"the retraining run was killed {outcome.bound}; the champion serves on")
     if outcome.status == "FAILED":
         raise FlywheelError(
             f"the retraining run failed; the champion serves on. It said:\n{outcome.log_tail}"
@@ -238,30 +227,22 @@ def _register(
         BASE_TAG: lineage.base or "",
         PARENT_TAG: attempt.champion.version,
         AS_OF_TAG: attempt.as_of.isoformat(),
-        TRIGGER_TAG: attempt.reason[:_TEXT_LENGTH],
+        TRIGGER_TAG: attempt.reason[:TEXT_LENGTH],
         LINEAGE_TAG: f"runs:/{attempt.run_id}/{LINEAGE_ARTIFACT}",
         HOLDOUT_START_TAG: lineage.holdout_start.isoformat(),
-        GATE_TAG: json.dumps({**gate.to_dict(), "reason": gate.reason[:_TEXT_LENGTH]}),
+        GATE_TAG: json.dumps({**gate.to_dict(), "reason": gate.reason[:TEXT_LENGTH]}),
     }
     number = add_version(attempt.client, resolved, attempt.model, {k: v for k, v in tags.items() if v})
     return attempt.client.get_model_version(attempt.model, number)
 
 
-def _log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
-    """Show the comparison on the run: metrics of both, and the whole result as an artifact."""
-    client, run_id = attempt.client, attempt.run_id
-    numbers = {"gate_difference": gate.difference, "gate_low": gate.low, "gate_high": gate.high}
-    numbers |= {f"champion_{name}": value for name, value in gate.champion.items()}
-    numbers |= {f"challenger_{name}": value for name, value in gate.challenger.items()}
-    for name, value in numbers.items():
-        if math.isfinite(value):
-            client.log_metric(run_id, name, value, model_id=model_id)
-    client.log_dict(run_id, gate.to_dict(), "flywheel/gate.json")
-    client.set_tag(run_id, GATE_TAG, gate.reason[:_TEXT_LENGTH])
-
-
-def _new_run(
-    client: MlflowClient, experiment: str, champion: ResolvedModel, reason: str, as_of: datetime
+def new_run(
+    client: MlflowClient,
+    experiment: str,
+    champion: ResolvedModel,
+    reason: str,
+    as_of: datetime,
+    kind: str = RETRAINING,
 ) -> str:
     """Make the run that the project will fill, with the tags that MLflow gives to project runs."""
     from mlflow.utils import mlflow_tags
@@ -270,14 +251,14 @@ def _new_run(
         mlflow_tags.MLFLOW_SOURCE_TYPE: "PROJECT",
         mlflow_tags.MLFLOW_SOURCE_NAME: _PROJECT,
         mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: "main",
-        KIND_TAG: "retraining",
+        KIND_TAG: kind,
         MODEL_TAG: champion.name,
         AS_OF_TAG: as_of.isoformat(),
         PARENT_TAG: champion.version,
-        TRIGGER_TAG: reason[:_TEXT_LENGTH],
+        TRIGGER_TAG: reason[:TEXT_LENGTH],
     }
     return str(
-        client.create_run(experiment, tags=tags, run_name=f"retrain {as_of:%Y-%m-%d %H:%M}").info.run_id
+        client.create_run(experiment, tags=tags, run_name=f"{kind} {as_of:%Y-%m-%d %H:%M}").info.run_id
     )
 
 

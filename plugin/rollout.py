@@ -12,16 +12,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.config import Frozen
 from mlflow_flywheel.pipelines.errors import FlywheelError, NotFound
 from mlflow_flywheel.pipelines.registry import resolve_model
 
+from .champion import CHAMPION, Registry, finish_moves, note_move
+from .champion_records import MOVES
 from .context import Context
+from .event_clock import event_now
 from .home import Home
 from .operations import Operations
 from .record_types import DeploymentRecord
@@ -87,13 +92,39 @@ def follow_once(home: Home, records: Records, runner: Runner) -> list[RollOver]:
     One registry call per distinct alias. Raises what the registry raises; a deployment that fails stops no other.
     """
     context = Context(home, records, runner)
-    done = _roll_over_all(context, _champions(context))
+    _finish_moves(context)
+    moves = _champions(context)
+    _note_moves(context, moves)
+    done = _roll_over_all(context, moves)
     return done + _roll_over_all(context, _challengers(context))
 
 
 def follows_alias(record: DeploymentRecord) -> bool:
     """Return whether the deployment's model URI names an alias, such as models:/name@champion."""
     return _is_alias(record.model_uri)
+
+
+def _finish_moves(context: Context) -> None:
+    """Move the aliases that somebody wrote down and did not live to move."""
+    if context.records.actions(kinds=MOVES, status="started", limit=1):
+        from mlflow import MlflowClient
+
+        finish_moves(context.records, Registry(MlflowClient(context.tracking_uri)))
+
+
+def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
+    """Remember a champion alias that was set by hand: who goes back needs to know what was before."""
+    before = {
+        move.record.model_name: move.before
+        for move in moves
+        if move.record.model_uri == f"models:/{move.record.model_name}@{CHAMPION}" and move.before
+    }
+    for model, version in before.items():
+        policy = PolicySpec.parse(context.records.policy(model))
+        now = event_now(context.home.tables, model, policy)
+        note_move(
+            context.records, model, now, partial(_version, context, f"models:/{model}@{CHAMPION}"), version
+        )
 
 
 def _champions(context: Context) -> list[_Move]:

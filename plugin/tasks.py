@@ -94,9 +94,11 @@ def loop_handlers(context: Context, loop: WarmProcess) -> Handlers:
     def retrain(task: Task) -> Mapping[str, Any]:
         action_id = action_of(context.records, task)
         reason = str(task.payload.get("reason") or f"asked for by {task.requested_by}")
+        policy = PolicySpec.parse(context.records.policy(task.subject))
+        seconds = _LOOP_SECONDS + policy.retrain_timeout.total_seconds()
         try:
             answer: dict[str, Any] = loop.call(
-                retrain_model, path, task.subject, reason, _as_of(task), action_id, timeout=_LOOP_SECONDS
+                retrain_model, path, task.subject, reason, _as_of(task), action_id, timeout=seconds
             )
         except FlywheelError as error:
             if not loop.stopped:
@@ -165,8 +167,9 @@ def recurring_jobs(context: Context) -> list[Job]:
     jobs = [Job("maintenance", _MAINTENANCE, f"{_HERE}:maintain_tables", (path,))]
     deployments = context.records.deployments()
     for model in sorted({d.model_name for d in deployments if d.version}):
-        cron = PolicySpec.parse(context.records.policy(model)).monitor_schedule
-        jobs.append(Job(f"monitor {model}", cron, f"{_HERE}:enqueue_monitor", (path, model)))
+        policy = PolicySpec.parse(context.records.policy(model))
+        target = f"{_HERE}:enqueue_monitor"
+        jobs.append(Job(f"monitor {model}", policy.monitor_schedule, target, (path, model), policy.timezone))
     for deployment in deployments:
         spec = parse_spec(deployment.config)
         if isinstance(spec, BatchSpec) and spec.schedule is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,10 +64,48 @@ def loop() -> None:
 
 @loop.command("show")
 @click.argument("model")
+@click.option("--yaml", "as_yaml", is_flag=True, help="print a file for 'flywheel loop apply'")
 @command
-def loop_show(context: Context, as_json: bool, model: str) -> None:
+def loop_show(context: Context, as_json: bool, model: str, as_yaml: bool) -> None:
     """Show the policy in force."""
-    _show_policy(context, find_model(context, model), as_json)
+    model = find_model(context, model)
+    if as_yaml:
+        from mlflow_flywheel.monitors.policy import PolicySpec
+        from mlflow_flywheel.plugin.policy_file import write_policy
+
+        click.echo(write_policy(model, PolicySpec.parse(context.records.policy(model))), nl=False)
+        return
+    _show_policy(context, model, as_json)
+
+
+@loop.command("apply")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="only show what would change")
+@command
+def loop_apply(context: Context, as_json: bool, file: Path, dry_run: bool) -> None:
+    """Make the policy in FILE (YAML) the one in force, and show what that changes.
+
+    FILE is the whole policy: a setting that it does not name gets its default. 'flywheel loop show MODEL --yaml' writes
+    such a file.
+    """
+    from mlflow_flywheel.monitors.policy import PolicySpec
+    from mlflow_flywheel.plugin.policy_file import changes, read_policy_file
+
+    given = read_policy_file(file)
+    model = find_model(context, given.model)
+    changed = changes(PolicySpec.parse(context.records.policy(model)), given.policy)
+    if changed and not dry_run:
+        context.records.set_policy(model, given.policy.model_dump(mode="json"))
+    if as_json:
+        told = {name: {"before": before, "after": after} for name, (before, after) in changed.items()}
+        print_json({"model": model, "changes": told, "applied": not dry_run})
+        return
+    if not changed:
+        click.echo(f"the policy of {model} is as {file} says: nothing changes")
+        return
+    rows = [(name, _text(before), _text(after)) for name, (before, after) in changed.items()]
+    print_table(f"Policy of {model}", ["setting", "before", "after"], rows)
+    click.echo("nothing was changed: this was a dry run" if dry_run else "in force from the next look on")
 
 
 @loop.command("set")

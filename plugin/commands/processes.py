@@ -69,6 +69,7 @@ def status(context: Context, as_json: bool) -> None:
     daemon = read_status(context.home.path) or {}
     folders = _label_folders(context, daemon.get("label_folders", []))
     metrics, disk = daemon.get("metrics"), _broker_disk(context, daemon.get("broker_bytes"))
+    pauses = context.records.pauses()
     if as_json:
         print_json(
             {
@@ -78,6 +79,7 @@ def status(context: Context, as_json: bool) -> None:
                 "broker_disk": disk,
                 "label_folders": folders,
                 "trouble": daemon.get("trouble", {}),
+                "paused": {model: str(pause) for model, pause in pauses.items()},
                 "deployments": views,
                 "processes": _processes(processes),
             }
@@ -101,6 +103,8 @@ def status(context: Context, as_json: bool) -> None:
     for folder in folders:
         for line in _folder(folder):
             click.echo(line)
+    for model, pause in pauses.items():
+        click.echo(f"the loop of {model} is paused {pause}; 'flywheel resume {model}' lets it go on")
     if metrics is not None:
         click.echo(f"Prometheus metrics: {metrics}")
     if disk is not None:

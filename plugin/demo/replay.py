@@ -141,6 +141,8 @@ class Replay:
         looked = self._do("monitor", {"as_of": now.isoformat()}, f"demo:monitor:{now.isoformat()}")
         self._tell(verdicts={v["monitor"]: v["status"] for v in looked["verdicts"]}, reason=looked["reason"])
         self._watcher.looked(self.position)
+        if looked["action"] == "rollback":
+            self._go_over(str(looked["champion"]))
         if looked.get("retrain_task") is None:
             self._tell(doing="")
             return
@@ -159,10 +161,13 @@ class Replay:
         self.retrainings.append(made)
         self._watcher.retrained(made)
         if made.promoted and made.version is not None:
-            self._tell(doing=f"rolling over to version {made.version}")
-            self._wait_rolled_over(str(made.version))
-            self._tell(version=str(made.version))
+            self._go_over(str(made.version))
         self._tell(doing="")
+
+    def _go_over(self, version: str) -> None:
+        self._tell(doing=f"rolling over to version {version}")
+        self._wait_rolled_over(version)
+        self._tell(version=version)
 
     def _do(self, kind: Any, payload: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         task = self._context.records.enqueue(kind, MODEL_NAME, dict(payload), "demo", key)

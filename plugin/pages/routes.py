@@ -6,7 +6,7 @@ site's page makes a browser send.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request
@@ -16,10 +16,11 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound
-from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.plugin import approvals
+from mlflow_flywheel.plugin.champion import Registry
+from mlflow_flywheel.plugin.event_clock import event_now
 from mlflow_flywheel.plugin.record_types import ActionRecord
 from mlflow_flywheel.plugin.records import Records
-from mlflow_flywheel.plugin.release import CHALLENGER, CHAMPION
 
 from . import view, words
 from .snapshot import Source, has_report, mlflow_url
@@ -54,12 +55,7 @@ def blueprint() -> Blueprint:
 
     @pages.post(prefix("/ajax-api/2.0/flywheel/retrain"))
     def retrain() -> AnyResponse:
-        records, model = source.records(source.home), _field("model")
-        known = {deployment.model_name for deployment in records.deployments()}
-        if model not in known:
-            raise NotFound(
-                f"model {model!r} has no deployment here; deployed are: {', '.join(sorted(known)) or 'none'}"
-            )
+        records, model = source.records(source.home), _model(source)
         # a second click while the first is under way asks for nothing new
         running = [
             t
@@ -75,17 +71,36 @@ def blueprint() -> Blueprint:
     def approve() -> AnyResponse:
         records = source.records(source.home)
         action, version = _waiting(records)
-        registry: Any = handlers._get_model_registry_store()
-        registry.set_registered_model_alias(action.model, CHAMPION, version)
-        _settle(records, action, version, "promoted")
+        now = _now(source, action.model)
+        # who sees the gate's words beside the button need not be asked twice
+        approvals.promote(records, _registry(), action.model, version, _who(), now, force=True)
         return _answer(prefix, {"action": action.id, "version": version})
 
     @pages.post(prefix("/ajax-api/2.0/flywheel/reject"))
     def reject() -> AnyResponse:
         records = source.records(source.home)
         action, version = _waiting(records)
-        _settle(records, action, version, "rejected")
+        approvals.reject(records, _registry(), action.model, version, _who())
         return _answer(prefix, {"action": action.id, "version": version})
+
+    @pages.post(prefix("/ajax-api/2.0/flywheel/rollback"))
+    def rollback() -> AnyResponse:
+        records, model, seen = source.records(source.home), _model(source), _field("version")
+        now = _now(source, model)
+        action = approvals.rollback(records, _registry(), model, _who(), now, expected=seen)
+        return _answer(prefix, {"action": action.id, "version": action.evidence["after"]})
+
+    @pages.post(prefix("/ajax-api/2.0/flywheel/pause"))
+    def pause() -> AnyResponse:
+        model = _model(source)
+        changed = source.records(source.home).pause(model, _who(), "", _now(source, model))
+        return _answer(prefix, {"model": model, "paused": True, "changed": changed})
+
+    @pages.post(prefix("/ajax-api/2.0/flywheel/resume"))
+    def resume() -> AnyResponse:
+        model = _model(source)
+        changed = source.records(source.home).resume(model, _who(), "", _now(source, model))
+        return _answer(prefix, {"model": model, "paused": False, "changed": changed})
 
     @pages.errorhandler(FlywheelError)
     def complain(error: FlywheelError) -> tuple[Any, int]:
@@ -98,17 +113,34 @@ def blueprint() -> Blueprint:
 
 
 def _request(source: Source, model: str) -> dict[str, Any]:
-    """Return the payload of a retraining that a person asked for.
+    """Return the payload of a retraining that a person asked for."""
+    return {"reason": "asked for on the page", "as_of": _now(source, model).isoformat()}
 
-    Its time is now, or where the events end when they ended before anything that would be trained on: a replay.
-    """
-    home, now = source.home, datetime.now(timezone.utc)
-    policy = PolicySpec.parse(source.records(home).policy(model))
-    table = InferenceTable.open(home.tables, model)
-    newest = table.watermark() if table.exists else None
-    replayed = newest is not None and newest < now - policy.training_window
-    as_of = newest + timedelta(seconds=1) if newest is not None and replayed else now
-    return {"reason": "asked for on the page", "as_of": as_of.isoformat()}
+
+def _now(source: Source, model: str) -> datetime:
+    home = source.home
+    return event_now(home.tables, model, PolicySpec.parse(source.records(home).policy(model)))
+
+
+def _registry() -> Registry:
+    return Registry(handlers._get_model_registry_store())
+
+
+def _who() -> str:
+    """Return who asks: a name where MLflow's server asks for one."""
+    name = request.authorization.username if request.authorization is not None else None
+    return f"{name} (page)" if name else "page"
+
+
+def _model(source: Source) -> str:
+    """Return the deployed model that the request names."""
+    model = _field("model")
+    known = {deployment.model_name for deployment in source.records(source.home).deployments()}
+    if model not in known:
+        raise NotFound(
+            f"model {model!r} has no deployment here; deployed are: {', '.join(sorted(known)) or 'none'}"
+        )
+    return model
 
 
 def _field(name: str) -> str:
@@ -129,21 +161,6 @@ def _waiting(records: Records) -> tuple[ActionRecord, str]:
     if action.status != "waiting" or not version:
         raise BadInput(f"action {number} is {action.status}: nothing waits for approval; reload the page")
     return action, str(version)
-
-
-def _settle(records: Records, action: ActionRecord, version: str, status: str) -> None:
-    """Record the decision; the version is no challenger any more."""
-    registry: Any = handlers._get_model_registry_store()
-    aliases = registry.get_registered_model(action.model).aliases
-    if str(aliases.get(CHALLENGER)) == version:
-        registry.delete_registered_model_alias(action.model, CHALLENGER)
-    result = {
-        **(action.result or {}),
-        "status": status,
-        "promoted": status == "promoted",
-        "decided_by": "page",
-    }
-    records.update_action(action.id, status, result)
 
 
 def _wants_json() -> bool:

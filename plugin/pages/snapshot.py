@@ -19,7 +19,7 @@ from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
-from mlflow_flywheel.plugin.record_types import ActionRecord, DeploymentRecord, Task, VerdictRecord
+from mlflow_flywheel.plugin.record_types import ActionRecord, DeploymentRecord, Pause, Task, VerdictRecord
 from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 from mlflow_flywheel.plugin.views import deployment_view
@@ -86,6 +86,8 @@ class ModelView:
     policy_error: str | None
     retraining: Task | None
     experiment_id: str | None
+    paused: Pause | None = None
+    moves: Sequence[ActionRecord] = ()
 
     @property
     def versions(self) -> list[str]:
@@ -118,6 +120,19 @@ class ModelView:
             return None
         # who sets the alias in MLflow's own interface has approved it too
         return None if (newest.result or {}).get("version") in self.versions else newest
+
+    @property
+    def champion(self) -> str | None:
+        """Return the champion by our own account; None when no promotion is recorded."""
+        return str(self.moves[0].evidence["after"]) if self.moves else None
+
+    @property
+    def before(self) -> str | None:
+        """Return the version to which one would roll back; None when nobody knows."""
+        for move in self.moves:
+            if move.kind == "promote" and move.evidence["after"] == self.champion:
+                return str(move.evidence["before"])
+        return None
 
     @property
     def reports(self) -> list[VerdictRecord]:
@@ -210,6 +225,8 @@ class Source:
             policy_error=error,
             retraining=tasks[0] if tasks and tasks[0].status in ("queued", "running") else None,
             experiment_id=_experiment_id(name),
+            paused=records.paused(name),
+            moves=records.moves(name),
         )
 
     def _count(self, home: Home, model: str) -> TableCounts | None:

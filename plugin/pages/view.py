@@ -35,6 +35,9 @@ def health(snapshot: Snapshot) -> Health:
             return Health(level, ", ".join(found))
     if any(model.waiting for model in snapshot.models):
         return Health("warn", "A challenger waits for your approval")
+    paused = [model.name for model in snapshot.models if model.paused is not None]
+    if paused:
+        return Health("warn", f"The loop of {', '.join(paused)} is paused")
     if not any(verdict.verdict == "ok" for _, verdict in current):
         return Health("unknown", "No verdict yet on what serves now")
     return Health("ok", "All is well")
@@ -92,6 +95,8 @@ def _model_json(model: ModelView) -> dict[str, Any]:
         "actions": [_action_json(model, action) for action in model.actions],
         "policy": dict(model.policy_settings),
         "retraining": model.retraining.status if model.retraining is not None else None,
+        "paused": str(model.paused) if model.paused is not None else None,
+        "rollback": {"from": model.champion, "to": model.before} if model.before is not None else None,
     }
 
 
@@ -141,6 +146,9 @@ def _points(model: ModelView, monitor: str, metric: str) -> list[Point]:
 def _marks(model: ModelView) -> Iterator[Mark]:
     for action in model.actions:
         result = action.result or {}
+        if action.kind == "rollback" and action.status == "done":
+            version = action.evidence["after"]
+            yield Mark(action.as_of, f"back to v{version}", f"{outcome(action)}: {action.reason}", False)
         if action.kind == "retrain" and action.status in ("promoted", "refused", "rejected"):
             promoted = action.status == "promoted"
             gate = result.get("gate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -50,6 +50,8 @@ def outcome(action: ActionRecord) -> str:
     """Return what an action came to, with the gate's numbers where it got that far."""
     result = action.result or {}
     version, gate = result.get("version"), result.get("gate")
+    if action.kind in ("promote", "rollback"):
+        return _move_words(action)
     if action.kind != "retrain":
         return ""
     if action.status in ("queued", "started", "running"):
@@ -61,8 +63,65 @@ def outcome(action: ActionRecord) -> str:
         "refused": f"Version {version} refused, the champion stays",
         "waiting": f"Version {version} passed and waits for approval",
         "rejected": f"Version {version} rejected by a person, the champion stays",
+        "cancelled": "Not started: the loop was paused",
     }.get(action.status, action.status)
     return f"{heading}: {gate_words(gate)}" if gate else heading
+
+
+def _move_words(action: ActionRecord) -> str:
+    before, after = action.evidence["before"], action.evidence["after"]
+    by = action.evidence.get("requested_by")
+    if action.status == "started":
+        return f"Version {before} → {after}, under way"
+    if action.status != "done":
+        return f"Version {before} stayed: {(action.result or {}).get('reason', action.status)}"
+    return f"Version {before} → {after}{f', by {by}' if by else ''}"
+
+
+_KINDS = {"alert_end": "all clear", "rollback": "roll back"}
+
+
+def kind(action: ActionRecord) -> str:
+    """Return what kind of action it is, as people say it."""
+    return _KINDS.get(action.kind, action.kind)
+
+
+def noteworthy(actions: Sequence[ActionRecord]) -> list[ActionRecord]:
+    """Leave out promotions that follow from a retraining: its own entry says so."""
+    return [a for a in actions if not (a.kind == "promote" and a.evidence.get("run_id"))]
+
+
+def gate_table(gate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the metrics of champion and challenger, the one that decides first."""
+    champion, challenger = gate.get("champion") or {}, gate.get("challenger") or {}
+    names = dict.fromkeys((str(gate.get("metric")), *champion))
+    return [
+        (metric_name(name), f"{champion[name]:.4f}", f"{challenger[name]:.4f}")
+        for name in names
+        if champion.get(name) is not None and challenger.get(name) is not None
+    ]
+
+
+def slices(gate: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return each slice of the hold-out with its rows, the gain and its interval; the worst first."""
+    found = sorted(gate.get("slices") or [], key=lambda one: one["difference"] or 0.0)
+    return [
+        (
+            str(one["slice"]),
+            f"{one['rows']:,}",
+            _signed(one["difference"]),
+            _interval(one["low"], one["high"]),
+        )
+        for one in found
+    ]
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
 
 
 def caveat(action: ActionRecord) -> str:
@@ -86,12 +145,14 @@ def gate_words(gate: Mapping[str, Any]) -> str:
             interval = f" (interval {gate['low']:+.4f} to {gate['high']:+.4f})"
         parts.append(f"gain {gate['difference']:+.4f}{interval}")
     numbers = f"{', '.join(parts)} " if parts else ""
-    return f"{numbers}on {gate.get('rows', 0):,} held-out rows"
+    attempt = gate.get("attempt") or 1
+    again = f", attempt {attempt} on this evidence" if attempt > 1 else ""
+    return f"{numbers}on {gate.get('rows', 0):,} held-out rows{again}"
 
 
 def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
     """Yield the rules in force as (name, words)."""
-    often = f"{_schedule(policy.monitor_schedule)}, over {format_duration(policy.window)} of event time"
+    often = f"{_schedule(policy.monitor_schedule, policy.timezone)}, over {format_duration(policy.window)} of event time"
     left_out = [name for name in NAMES if name not in policy.watched_by]
     yield "Monitors", often + (f"; without {', '.join(left_out)}" if left_out else "")
     reasons = [_reason(reason, policy) for reason in policy.retrain_on]
@@ -102,6 +163,10 @@ def policy_lines(policy: PolicySpec) -> Iterator[tuple[str, str]]:
         yield "At most", f"every {format_duration(policy.cooldown)}, {often} in {period}"
     approval = "by itself" if policy.approval == "auto" else "when a person approves"
     yield "Promotes", f"{approval}, if the gate is {policy.gate_confidence:.0%} sure of no harm"
+    if policy.probation:
+        yield "Rolls back", f"what proves worse within {format_duration(policy.probation)}"
+    if policy.quiet_hours:
+        yield "Quiet", f"{', '.join(map(str, policy.quiet_hours))} {policy.timezone}"
 
 
 def _reason(reason: str, policy: PolicySpec) -> str:
@@ -113,13 +178,13 @@ def _reason(reason: str, policy: PolicySpec) -> str:
     return f"{'a ' if policy.consecutive == 1 else ''}{reason} {alarms}"
 
 
-def _schedule(cron: str) -> str:
+def _schedule(cron: str, zone: str) -> str:
     minute, *rest = cron.split()
     if rest == ["*"] * 4 and minute.isdigit():
         return "hourly" if minute == "0" else f"hourly at :{int(minute):02}"
     if rest[1:] == ["*"] * 3 and minute.isdigit() and rest[0].isdigit():
-        return f"daily at {int(rest[0]):02}:{int(minute):02} UTC"
-    return f"at {cron} (cron, UTC)"
+        return f"daily at {int(rest[0]):02}:{int(minute):02} {zone}"
+    return f"at {cron} (cron, {zone})"
 
 
 def moment(value: datetime) -> str:

@@ -216,6 +216,13 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert seen["rows"] == ASKED + 1
     retrained = json.loads(shell.run("flywheel", "retrain", more=("--json",)))
     assert retrained["gate"] is not None, retrained
+    # the gate's word is as it may be: there and back again, in the order that leaves the champion as it was
+    moves = {"promote": ("--force", "--json"), "rollback": ("--json",)}
+    for move in sorted(moves, reverse=retrained["promoted"]):
+        moved = json.loads(shell.run("flywheel", move, more=moves[move]))
+        assert (moved["status"], moved["pinned"]) == ("done", []), moved
+    assert "is paused by" in shell.run("flywheel", "pause")
+    assert "goes on" in shell.run("flywheel", "resume")
     tested = json.loads(shell.run("flywheel", "backtest", more=("--json",)))
     assert sum(period["labelled"] for period in tested["periods"]) == ASKED + 1
     scored = json.loads(shell.run("flywheel", "batch", "run", more=("--json",)))

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 from support.loops import LoopWorld, day
@@ -15,13 +14,14 @@ from support.loops import LoopWorld, day
 from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.quality import QualityMonitor
 from mlflow_flywheel.monitors.reference import load_reference
-from mlflow_flywheel.pipelines.lineage import Lineage
-from mlflow_flywheel.pipelines.model import load_scorer
-from mlflow_flywheel.pipelines.registry import download_model, resolve_model
-from mlflow_flywheel.pipelines.training_set import rebuild_training_set
+from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.plugin import approvals
+from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
+from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
-from mlflow_flywheel.plugin.release import AS_OF_TAG, PARENT_TAG
+from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG
+from mlflow_flywheel.plugin.reproduction import reproduce
 
 QUICK = {
     "window": "20d",
@@ -57,7 +57,7 @@ def champion_of(world: LoopWorld, alias: str = "champion") -> str:
 
 
 def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_better(
-    world: LoopWorld, tmp_path: Path
+    world: LoopWorld,
 ) -> None:
     home, records, model = world.home, world.records, world.name
     assert world.register_classifier() == "1"
@@ -93,31 +93,104 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.project.backend"] == "local"
     assert client.get_experiment(run.info.experiment_id).name == f"flywheel/{model}"
     assert run.data.metrics["challenger_log_loss"] == pytest.approx(run.data.metrics["holdout_log_loss"])
-    (finished,) = records.actions(model)
+    promoted, finished = records.actions(model)
     assert finished.status == "promoted" and finished.run_id == done["run_id"]
     assert finished.result is not None and finished.result["gate"] == done["gate"]
+    assert (promoted.kind, promoted.status, promoted.as_of) == ("promote", "done", day(60))
+    assert (promoted.evidence["before"], promoted.evidence["after"]) == ("1", "2")
+    assert promoted.evidence["requested_by"] == "policy"
 
     assert run_retraining(home, records, model, action.reason, day(60), action.id) == done
     assert len(client.search_model_versions(f"name='{model}'")) == 2
+    assert len(records.actions(model)) == 2
 
-    path = mlflow.artifacts.download_artifacts(
-        version.tags["flywheel.lineage"], tracking_uri=home.tracking_uri
-    )
-    lineage = Lineage.load(Path(path))
-    base = mlflow.artifacts.download_artifacts(lineage.base, tracking_uri=home.tracking_uri)
-    schema = load_scorer(download_model(resolve_model(f"models:/{model}/1"), home.models)).schema
-    assert (
-        rebuild_training_set(lineage, home.tables, schema, tmp_path / "again", Path(base)).lineage == lineage
-    )
+    context = Context.open(home)
+    same = reproduce(context, done["run_id"])
+    context.records.close()
+    assert same.equal and "holdout_log_loss" in same.metrics, same.metrics
+    assert client.get_run(same.again).data.tags["flywheel.kind"] == "reproduction"
+    assert len(client.search_model_versions(f"name='{model}'")) == 2
+    lineage = same.lineage
     reference = load_reference(model, "2", home.tracking_uri)
     assert reference is not None and len(reference) == lineage.holdout_rows_found
 
-    # the same version again, but a person is to be asked
+    # back to what was before; the gate does not promote the version that was left again
+    registry = Registry(client)
+    back = approvals.rollback(records, registry, model, "ada", day(61), reason="customers complain")
+    assert (back.kind, back.status, back.evidence["requested_by"]) == ("rollback", "done", "ada")
+    assert champion_of(world) == "1"
+    again = run_retraining(home, records, model, action.reason, day(60), action.id)
+    assert again["status"] == "refused" and "was rolled back" in again["reason"], again
+    assert "customers complain" in again["reason"] and champion_of(world) == "1"
+
+    # a person may promote it; the alias set by hand in MLflow is a move like any other
+    approvals.promote(records, registry, model, "2", "ada", day(62))
+    assert ROLLED_BACK_TAG not in client.get_model_version(model, "2").tags
     client.set_registered_model_alias(model, "champion", "1")
     records.set_policy(model, {"approval": "manual"})
     waiting = run_retraining(home, records, model, action.reason, day(60), action.id)
     assert waiting["status"] == "waiting" and "approval" in waiting["reason"]
     assert (champion_of(world), champion_of(world, "challenger")) == ("1", "2")
+    approvals.promote(records, registry, model, None, "bob", day(63))
+    assert champion_of(world) == "2" and "challenger" not in client.get_registered_model(model).aliases
+    settled = records.actions(model, kinds=("retrain",))[0]
+    assert settled.status == "promoted" and settled.result["decided_by"] == "bob"  # type: ignore[index]
+    story = [
+        (a.kind, a.evidence["before"], a.evidence["after"], a.evidence["requested_by"])
+        for a in records.moves(model)
+    ]
+    assert story[::-1] == [
+        ("promote", "1", "2", "policy"),
+        ("rollback", "2", "1", "ada"),
+        ("promote", "1", "2", "ada"),
+        ("rollback", "2", "1", "MLflow"),
+        ("promote", "1", "2", "bob"),
+    ]
+
+
+def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_probation(
+    world: LoopWorld,
+) -> None:
+    """Labels were flipped for the second version; the third is as good as the first. Windows are five days long."""
+    home, records, model = world.home, world.records, world.name
+    for flipped, alias in ((False, "champion"), (True, None), (False, None)):
+        world.register_classifier(flipped=flipped, alias=alias)
+    world.deploy("shop-web")
+    records.set_policy(model, QUICK | {"window": "5d", "retrain_on": "", "monitors": "performance"})
+    client = MlflowClient(home.tracking_uri)
+    registry = Registry(client)
+    client.set_model_version_tag(
+        model, "2", GATE_TAG, '{"promote": false, "reason": "the challenger is worse"}'
+    )
+    world.serve(range(5), 40)
+    with pytest.raises(BadInput, match=r"refused by the gate \(the challenger is worse\); --force"):
+        approvals.promote(records, registry, model, "2", "ada", day(5))
+    approvals.promote(records, registry, model, "2", "ada", day(5), force=True)
+    world.serve(range(5, 10), 40)
+    assert records.pause(model, "ada", "a holiday", day(9))
+    held = run_monitors(home, records, model, day(9))
+    assert held["action"] == "alert" and champion_of(world) == "2"
+    (warned,) = [a for a in records.actions(model, kinds=("alert",)) if "no rollback" in a.reason]
+    assert "the loop is paused by ada" in warned.reason and "a holiday" in warned.reason
+    assert records.resume(model, "ada", "", day(9))
+
+    undone = run_monitors(home, records, model, day(10))
+    assert undone["action"] == "rollback", undone
+    assert "version 2 on probation: it is surely worse: log loss" in undone["reason"]
+    assert champion_of(world) == "1" and ROLLED_BACK_TAG in client.get_model_version(model, "2").tags
+    (back,) = records.actions(model, kinds=("rollback",))
+    assert back.evidence["comparison"]["paired"] and back.evidence["comparison"]["high"] < 0
+    assert (back.evidence["requested_by"], back.as_of) == ("policy", day(10))
+
+    approvals.promote(records, registry, model, "3", "ada", day(10))
+    world.serve(range(10, 18), 40)
+    assert run_monitors(home, records, model, day(14))["action"] != "rollback"
+    assert records.actions(model, kinds=("probation",)) == []
+    for _ in range(2):
+        run_monitors(home, records, model, day(18))
+    (ended,) = records.actions(model, kinds=("probation",))
+    assert ended.status == "passed" and "version 3 is not surely worse" in ended.reason
+    assert champion_of(world) == "3" and len(records.actions(model, kinds=("rollback",))) == 1
 
 
 def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: LoopWorld) -> None:

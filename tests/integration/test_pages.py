@@ -143,7 +143,7 @@ def test_the_page_holds_no_foreign_address_and_escapes_what_it_shows(site: Site)
 
 def test_another_sites_page_cannot_ask_for_anything(site: Site) -> None:
     asked = site.records.tasks(kind="retrain")
-    for what in ("retrain", "approve", "reject"):
+    for what in ("retrain", "approve", "reject", "rollback", "pause", "resume"):
         answer = requests.post(
             f"{site.url}/ajax-api/2.0/flywheel/{what}",
             data={"model": MODEL, "action": "5"},
@@ -241,7 +241,9 @@ def test_a_click_promotes_the_version_that_waits(site: Site, page: Page) -> None
     page.get_by_role("list").get_by_text("Version 3 promoted").wait_for()
     assert page.get_by_role("button", name="Promote version 3").count() == 0
     assert MlflowClient(site.url).get_registered_model(MODEL).aliases == {"champion": "3"}
-    action = next(a for a in site.records.actions(MODEL) if (a.result or {}).get("version") == "3")
+    action = next(
+        a for a in site.records.actions(MODEL, kinds=("retrain",)) if (a.result or {}).get("version") == "3"
+    )
     assert (action.status, (action.result or {})["decided_by"]) == ("promoted", "page")
     assert site.ask("reject", action=str(action.id)).status_code == 400
 
@@ -256,6 +258,38 @@ def test_a_rejected_version_never_gets_the_alias(site: Site) -> None:
     assert MlflowClient(site.url).get_model_version_by_alias(MODEL, "champion").version == before
     outcome = eventually(lambda: site.status()["models"][0]["actions"][0]["outcome"])
     assert outcome == "Version 1 rejected by a person, the champion stays"
+
+
+def test_a_click_goes_back_to_the_version_before_and_a_second_one_finds_nothing_to_do(
+    site: Site, page: Page
+) -> None:
+    from mlflow import MlflowClient
+
+    page.goto(site.page)
+    page.get_by_text("Roll back…").click()
+    page.get_by_role("button", name="Roll back to version 2").click()
+    page.get_by_role("list").get_by_text("Version 3 → 2, by page").wait_for()
+    client = MlflowClient(site.url)
+    assert client.get_registered_model(MODEL).aliases == {"champion": "2"}
+    assert "asked for by page" in client.get_model_version(MODEL, "3").tags["flywheel.rolled_back"]
+    late = site.ask("rollback", model=MODEL, version="3")
+    assert (
+        late.status_code == 400 and "version 2 is champion of 'flight-late' by now" in late.json()["message"]
+    )
+    assert [a.kind for a in site.records.moves(MODEL)] == ["rollback", "promote"]
+
+
+def test_the_loop_is_paused_and_resumed_once(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    page.get_by_role("button", name="Pause the loop").click()
+    page.get_by_text("The loop is paused").first.wait_for()
+    assert site.ask("pause", model=MODEL).json() == {"model": MODEL, "paused": True, "changed": False}
+    assert site.status()["models"][0]["paused"].startswith("by page since ")
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Pause the loop").wait_for()
+    assert site.records.paused(MODEL) is None
+    kinds = [a.kind for a in site.records.actions(MODEL) if a.kind in ("pause", "resume")]
+    assert kinds == ["resume", "pause"]
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])

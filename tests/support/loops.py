@@ -53,15 +53,17 @@ class LoopWorld:
         labels = (rng.random(n) < 1 / (1 + np.exp(-2 * signal))).astype(int).to_numpy()
         return frame, labels
 
-    def register_classifier(self, n: int = 600) -> str:
-        """Train and register the first version, the champion; return its number."""
+    def register_classifier(
+        self, n: int = 600, *, flipped: bool = False, alias: str | None = "champion"
+    ) -> str:
+        """Train and register a version, on labels that say the opposite when `flipped`; return its number."""
         import mlflow
         from mlflow.models import infer_signature
         from sklearn.linear_model import LogisticRegression
 
         mlflow.set_tracking_uri(self.home.tracking_uri)
         frame, labels = self.rows(n)
-        model = LogisticRegression().fit(frame, labels)
+        model = LogisticRegression().fit(frame, 1 - labels if flipped else labels)
         with mlflow.start_run():
             info = mlflow.sklearn.log_model(
                 model,
@@ -71,7 +73,7 @@ class LoopWorld:
                 pip_requirements=["mlflow", "scikit-learn"],  # to infer them takes seconds
             )
         reference, truth = self.rows(n)
-        return register(info.model_uri, self.name, reference.assign(y=truth), "y")
+        return register(info.model_uri, self.name, reference.assign(y=truth), "y", alias)
 
     def deploy(self, *names: str, mode: str = "web", **config: str) -> None:
         """Record deployments, as if they were served."""

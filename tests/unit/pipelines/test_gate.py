@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from mlflow_flywheel.pipelines import gate
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.gate import Scores, auc, compare, decide, score, time_blocks
+from mlflow_flywheel.pipelines.gate_checks import GateChecks
 from mlflow_flywheel.pipelines.model import Predictions, Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL
@@ -173,3 +176,80 @@ def test_blocks_are_days_or_equal_spans_of_a_short_holdout() -> None:
     blocks = time_blocks(short[EVENT_TIME])
     assert np.bincount(blocks).tolist() == [10] * 10
     assert (np.diff(blocks) >= 0).all()
+
+
+def with_origin(rows: pa.Table) -> pa.Table:
+    """Let a third of the rows be from JFK."""
+    return rows.append_column("origin", pa.array(["JFK" if i % 3 == 0 else "EWR" for i in range(len(rows))]))
+
+
+def by_origin(jfk: float, ewr: float) -> Scorer:
+    """Return a classifier with a slope of its own per origin."""
+
+    def call(frame: pd.DataFrame, params: object) -> tuple[Any, Any]:
+        slope = np.where(frame["origin"] == "JFK", jfk, ewr)
+        one = 1 / (1 + np.exp(-slope * frame["x"].to_numpy()))
+        return (one > 0.5).astype(float), np.column_stack([1 - one, one])
+
+    schema = FeatureSchema([Feature("x", "double"), Feature("origin", "string")])
+    return Scorer(ModelRef(name="m", version="1", path=""), schema, call, ("0", "1"), None, "double", None)
+
+
+def test_a_challenger_that_gains_but_not_in_every_slice_is_refused_with_the_slices_numbers() -> None:
+    rows = with_origin(holdout())
+    worse_there = (by_origin(1.5, 0.1), by_origin(0.5, 2.0))
+    assert compare(*worse_there, rows, "classifier").promote
+    result = compare(*worse_there, rows, "classifier", checks=GateChecks(slices=("origin", "x")))
+    assert not result.promote
+    assert result.reason.startswith("refused: origin=JFK gets worse: gain -0.")
+    assert "the score alone passed: the interval excludes harm" in result.reason
+    slices = {one.slice: one for one in result.slices}
+    assert slices["origin=JFK"].worse and not slices["origin=EWR"].worse
+    assert slices["origin=EWR"].difference > 0 and len(slices) == 6  # x at its quartiles
+    assert json.loads(json.dumps(result.to_dict()))["slices"][0]["rows"] == max(o.rows for o in result.slices)
+    better = compare(
+        by_origin(0.1, 0.1), by_origin(2.0, 2.0), rows, "classifier", checks=GateChecks(("origin",))
+    )
+    assert better.promote and len(better.slices) == 2
+    with pytest.raises(BadInput, match=r"gate_slices names 'orgin', .*did you mean 'origin'"):
+        compare(*worse_there, rows, "classifier", checks=GateChecks(slices=("orgin",)))
+
+
+def test_each_attempt_on_the_same_evidence_must_be_surer_so_that_none_passes_by_luck() -> None:
+    chances = [(1 - GateChecks(attempt=k).confidence(0.95)) / 2 for k in range(1, 20)]
+    assert chances[0] == pytest.approx(0.025) and sum(chances) < 0.05
+    rows = holdout()
+    first = compare(classifier(1.4), classifier(2.0), rows, "classifier")
+    third = compare(classifier(1.4), classifier(2.0), rows, "classifier", checks=GateChecks(attempt=3))
+    assert third.low < first.low and third.high > first.high
+    assert third.confidence == pytest.approx(0.9875) and "98.75% interval" in third.reason
+    assert "attempt 3 on this evidence" in third.reason and "attempt" not in first.reason
+
+
+def test_a_challenger_that_is_much_slower_or_larger_is_refused(tmp_path: Path) -> None:
+    def slow() -> Scorer:
+        quick = classifier(2.0)
+
+        def call(frame: pd.DataFrame, params: object) -> tuple[Any, Any]:
+            for _ in range(40):
+                said = quick._call(frame, params)
+            return said
+
+        return Scorer(quick.ref, quick.schema, call, ("0", "1"), None, "double", None)
+
+    result = compare(
+        classifier(-1.0), slow(), holdout(), "classifier", checks=GateChecks(max_latency_ratio=4)
+    )
+    assert not result.promote and "times as long, more than 4" in result.reason
+    assert result.latency_ratio is not None and result.latency_ratio > 4
+
+    scorers = []
+    for name, size, slope in (("small", 100, -1.0), ("large", 1000, 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.bin").write_bytes(bytes(size))
+        made = classifier(slope)
+        made.ref = made.ref.model_copy(update={"path": str(tmp_path / name)})
+        scorers.append(made)
+    result = compare(*scorers, holdout(), "classifier", checks=GateChecks(max_size_ratio=2))
+    assert not result.promote and "it is 10.0 times as large, more than 2" in result.reason
+    assert compare(*scorers, holdout(), "classifier", checks=GateChecks(max_size_ratio=20)).promote

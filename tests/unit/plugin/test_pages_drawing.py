@@ -152,3 +152,34 @@ def test_spans_leave_out_what_both_ends_share() -> None:
     assert words.span(T0 - 30 * DAY, T0) == "2 Jan – 1 Feb 2013"
     assert words.span(T0 - 40 * DAY, T0) == "23 Dec 2012 – 1 Feb 2013"
     assert words.span(T0, T0 + timedelta(hours=6)) == "1 Feb 2013, 00:00 – 1 Feb 2013, 06:00"
+
+
+def moved(kind: str, status: str = "done", **evidence: str) -> ActionRecord:
+    told = {"before": "1", "after": "2", "requested_by": "ada", **evidence}
+    return ActionRecord(1, "m", kind, "why", told, T0, "k", status, {"reason": "it failed"}, None, T0, T0)
+
+
+def test_moves_of_the_champion_are_told_in_words_and_once() -> None:
+    assert words.outcome(moved("rollback")) == "Version 1 → 2, by ada"
+    assert words.outcome(moved("promote", "started")) == "Version 1 → 2, under way"
+    assert words.outcome(moved("promote", "superseded")) == "Version 1 stayed: it failed"
+    assert words.kind(action("done", kind="alert_end")) == "all clear"
+    told = [moved("promote"), moved("promote", run_id="r"), moved("rollback", run_id="r")]
+    assert words.noteworthy(told) == [told[0], told[2]]  # the second is told with its retraining
+
+
+def test_the_gates_evidence_is_a_table_and_the_worst_slice_comes_first() -> None:
+    found = gate(True) | {
+        "attempt": 2,
+        "slices": [
+            {"slice": "a", "rows": 1200, "difference": 0.02, "low": 0.01, "high": 0.03},
+            {"slice": "b", "rows": 60, "difference": -0.1, "low": None, "high": None},
+        ],
+    }
+    assert words.gate_table(found) == [("log loss", "0.5012", "0.4731"), ("AUC", "0.6680", "0.7110")]
+    assert words.slices(found) == [
+        ("b", "60", "-0.1000", ""),
+        ("a", "1,200", "+0.0200", "+0.0100 to +0.0300"),
+    ]
+    assert words.gate_words(found).endswith("on 11,730 held-out rows, attempt 2 on this evidence")
+    assert words.slices(gate(True)) == []

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy.exc import StatementError
 
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, MissingExtra, NotFound, Unavailable
+from mlflow_flywheel.plugin.record_types import NewAction
 from mlflow_flywheel.plugin.records import DeploymentRecord, Records
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
@@ -125,6 +126,7 @@ def test_the_oldest_task_first_and_one_per_subject(records: Records) -> None:
 
 _CLAIMER = """
 import json, sys
+from mlflow_flywheel.plugin.record_types import NewAction
 from mlflow_flywheel.plugin.records import Records
 records, kind, worker = Records(sys.argv[1]), sys.argv[2], sys.argv[3]
 print("ready", flush=True)
@@ -249,9 +251,26 @@ def test_a_policy_comes_back_as_it_was_set(records: Records) -> None:
     assert records.policy("m") == {"min_rows": 300}
     records.set_policy("m", {})
     assert records.policy("m") == {} and records.policies() == {}
-    records.set_policy_state("m", {"breaches": {"drift": 1}})
-    records.set_policy_state("m", {"breaches": {"drift": 2}})
-    assert records.policy_state("m") == {"breaches": {"drift": 2}}
+
+
+def test_a_decision_is_written_with_all_that_follows_or_not_at_all(records: Records) -> None:
+    retrain = NewAction("retrain", "worse", {"auc": 0.6}, "retrain:m:1", "queued", "retrain")
+    alert = NewAction("alert", "drift", {}, "alert:m:1")
+    first = {"decided_at": "noon"}
+    found = records.commit_decision("m", {}, first, [retrain, alert], NOON)
+    assert found is not None and found["alert:m:1"][1] is None
+    action, task = found["retrain:m:1"]
+    assert task is not None and records.task(task).payload["action_id"] == action
+    assert records.policy_state("m") == first
+    # what was decided from an old memory counts for nothing
+    late = NewAction("alert", "late", {}, "alert:m:2")
+    assert records.commit_decision("m", {}, {"decided_at": "late"}, [late], NOON) is None
+    assert records.policy_state("m") == first and len(records.actions("m")) == 2
+    # a key that is known is that action, with the work that it queued
+    assert records.commit_decision("m", first, {"decided_at": "one"}, [retrain], NOON) == {
+        "retrain:m:1": (action, task)
+    }
+    assert len(records.actions("m")) == 2 and len(records.tasks(subject="m")) == 1
 
 
 def test_times_are_utc_whatever_they_were_given_in(records: Records) -> None:

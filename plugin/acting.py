@@ -1,0 +1,208 @@
+"""What follows from the verdicts of one turn: a rollback, or what the policy decides; recorded once.
+
+A decision, the work that it queues and the policy's memory are committed together, or not at all: a turn that was
+killed is simply made again, and of two turns at the same time one finds that the other has decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_flywheel.monitors.decisions import BY_POLICY, Decision, PolicyState, decide
+from mlflow_flywheel.monitors.look import Look
+from mlflow_flywheel.monitors.verdicts import Verdict
+from mlflow_flywheel.pipelines.errors import Unavailable
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+
+from .champion import CHAMPION, Registry, move, note_move
+from .home import Home
+from .probation import Watch, end_action_key, watch
+from .record_types import NewAction, Pause
+from .records import Records
+from .release import AS_OF_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+_MOST_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What was looked at, what was said of it, and the MLflow run that holds both."""
+
+    home: Home
+    records: Records
+    client: MlflowClient
+    table: InferenceTable
+    look: Look
+    verdicts: Sequence[Verdict]
+    run_id: str
+
+    @property
+    def model(self) -> str:
+        return self.look.model
+
+    @property
+    def as_of(self) -> datetime:
+        return self.look.as_of
+
+
+def act(occasion: Occasion) -> dict[str, Any]:
+    """Decide and record what follows; return `action`, `reason`, `action_id` and `retrain_task`.
+
+    A rollback says who is `champion` now.
+    """
+    for _ in range(_MOST_TRIES):
+        result = _act(occasion)
+        if result is not None:
+            return result
+    raise Unavailable(f"the policy of {occasion.model!r} is decided about elsewhere again and again")
+
+
+def _act(occasion: Occasion) -> dict[str, Any] | None:
+    """Act once; None when somebody else decided meanwhile."""
+    records, model, look = occasion.records, occasion.model, occasion.look
+    memory = records.policy_state(model)
+    state = PolicyState.model_validate(memory)
+    registry = Registry(occasion.client)
+    champion = note_move(records, model, occasion.as_of, lambda: registry.champion(model), state.version)
+    if champion != look.version:
+        said = f"version {champion} became champion while {look.version} was looked at"
+        return {"action": "none", "reason": said, "action_id": None, "retrain_task": None}
+    paused = records.paused(model)
+    watched = watch(
+        occasion.home,
+        records,
+        occasion.client,
+        look.policy,
+        occasion.table,
+        look.version,
+        look.load,
+        state.probation,
+        occasion.as_of,
+    )
+    if watched is not None and watched.kind == "worse" and paused is None:
+        return _roll_back(occasion, watched)
+    new_labels = _new_labels(occasion, _trained_at(occasion, state))
+    decision, after = decide(
+        look.policy,
+        state,
+        occasion.verdicts,
+        new_labels,
+        occasion.as_of,
+        version=look.version,
+        paused=str(paused or ""),
+    )
+    told = actions_of(decision, model, occasion.as_of, _seen(occasion))
+    actions = [*_of_probation(watched, paused, occasion), *told]
+    if watched is not None and watched.kind != "worse":  # what was seen while paused is seen again afterwards
+        after = after.model_copy(update={"probation": watched.state})
+    found = records.commit_decision(model, memory, after.model_dump(mode="json"), actions, occasion.as_of)
+    if found is None:
+        return None
+    _log.info("%s as of %s: %s: %s", model, occasion.as_of, decision.action, decision.reason)
+    action_id, task_id = found[told[0].key] if told else (None, None)
+    return {
+        "action": decision.action,
+        "reason": decision.reason,
+        "action_id": action_id,
+        "retrain_task": task_id,
+    }
+
+
+def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
+    """Go back to the version before: at any hour, since it undoes what the loop allowed."""
+    reason = f"version {occasion.look.version} on probation: {watched.reason}"
+    evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
+    action = move(
+        occasion.records,
+        Registry(occasion.client),
+        "rollback",
+        occasion.model,
+        watched.before,
+        reason,
+        evidence,
+        occasion.as_of,
+    )
+    return {
+        "action": "rollback",
+        "reason": reason,
+        "action_id": action.id,
+        "retrain_task": None,
+        "champion": watched.before,
+    }
+
+
+def _of_probation(watched: Watch | None, paused: Pause | None, occasion: Occasion) -> Iterator[NewAction]:
+    if watched is None or watched.kind == "goes_on":
+        return
+    evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
+    if watched.kind == "worse":
+        reason = f"version {occasion.look.version} on probation: {watched.reason} (no rollback: the loop is paused {paused})"
+        yield NewAction("alert", reason, evidence, f"alert:{end_action_key(watched)}")
+        return
+    reason = f"probation of version {occasion.look.version}: {watched.reason}"
+    yield NewAction("probation", reason, evidence, end_action_key(watched), watched.kind)
+
+
+def actions_of(decision: Decision, model: str, as_of: datetime, seen: Mapping[str, Any]) -> list[NewAction]:
+    """Return the actions of a decision, the main one first; `seen` is what it rests on beside the verdicts."""
+    found = []
+    for one in (decision, *decision.also):
+        if one.action == "none":
+            continue
+        retrain = one.action == "retrain"
+        found.append(
+            NewAction(
+                kind=one.action,
+                reason=one.reason,
+                evidence={**one.evidence, **seen},
+                key=f"{one.action}:{model}:{as_of.isoformat()}",
+                status="queued" if retrain else "done",
+                task="retrain" if retrain else None,
+            )
+        )
+    return found
+
+
+def _seen(occasion: Occasion) -> dict[str, Any]:
+    looked = occasion.look.window
+    return {
+        "version": occasion.look.version,
+        "window": {"start": looked.start.isoformat(), "end": looked.end.isoformat()},
+        "rows": occasion.look.rows.num_rows,
+        "monitor_run_id": occasion.run_id,
+        "table_versions": occasion.table.versions(),
+    }
+
+
+def _trained_at(occasion: Occasion, state: PolicyState) -> datetime | None:
+    """Return when labels were last trained on: by the policy's own account, or by the version in force's lineage."""
+    tags = occasion.client.get_model_version(occasion.model, occasion.look.version).tags
+    of_version = datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None
+    return max((moment for moment in (state.trained_at, of_version) if moment is not None), default=None)
+
+
+def _new_labels(occasion: Occasion, trained_at: datetime | None) -> int:
+    """Count labels that a training as of now could use and that were not true yet at the last one."""
+    found = occasion.table.read(
+        start=occasion.as_of - occasion.look.policy.training_window,
+        end=occasion.as_of,
+        variant=CHAMPION,
+        labelled=True,
+        known_before=occasion.as_of,
+        columns=["label_time"],
+        order_by=None,
+    )["label_time"]
+    if trained_at is None:
+        return len(found)
+    return int(pc.sum(pc.greater_equal(found, pa.scalar(trained_at, found.type))).as_py() or 0)
