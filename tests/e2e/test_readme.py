@@ -229,7 +229,9 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert (scored["rows_out"], scored["files"]) == (300, 1)
     assert list((tmp_path / "answers").rglob("*.parquet"))
     assert "cooldown" in shell.run("flywheel", "loop", "show")
+    assert "cheapest for this: " in shell.run("flywheel", "cost")
     open_to_others(shell, tmp_path)
+    assert "told from now on" in shell.run("flywheel", "alerts")
     assert "deployment-late-web" in shell.run("flywheel", "down")
     assert marked_processes(home.path) == []
     assert shell.left == [], "the README has commands that this test does not run"

@@ -215,7 +215,7 @@ def test_a_back_fill_of_a_delta_table_skips_its_other_files(folder: Path) -> Non
     span = {"start": FIRST + timedelta(minutes=70), "end": FIRST + timedelta(minutes=200)}
     config = batch_config(folder, input=source, timestamp_column="when", **span)
     assert run_batch(config, sum_scorer()).rows_out == 50
-    with pytest.raises(BadInput, match="not found"):
+    with pytest.raises(BadInput, match="cannot be read as Delta"):
         run_batch(batch_config(folder, job_id="all", input=source), sum_scorer())
 
 
