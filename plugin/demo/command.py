@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .summary import Summary
 
 _INTERRUPTED = 130
+_AGAIN_SECONDS = 0.05
 LOGS = Path("run", "home", "logs")
 
 
@@ -83,7 +85,7 @@ def demo(
     folder = (folder or _default_folder()).expanduser().absolute()
     show = Show(Console())
     try:
-        with _ending_on_signals(), play(Plan(folder, months, days, port, seed), show) as summary:
+        with ending_on_signals(), play(Plan(folder, months, days, port, seed), show) as summary:
             show.summary(summary)
             if json_file is not None:
                 json_file.write_text(json.dumps(summary.to_json(), indent=2) + "\n")
@@ -91,7 +93,7 @@ def demo(
                 show.note("\nMLflow stays open until Ctrl-C.")
                 _until_interrupted()
         _check(summary)
-    except _Interrupted:
+    except Interrupted:
         click.echo("Interrupted; everything is stopped.", err=True)
         raise SystemExit(_INTERRUPTED) from None
     except FlywheelError as error:
@@ -109,24 +111,34 @@ def _default_folder() -> Path:
     return Path(home) / "demo" if home else Path("~/.flywheel-demo")
 
 
-class _Interrupted(BaseException):
+class Interrupted(BaseException):
     """Somebody asked the demo to end; no handler of errors should swallow it."""
 
 
 @contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Raise _Interrupted once on Ctrl-C or SIGTERM; impatient further ones do not cut the stopping short."""
+def ending_on_signals() -> Iterator[None]:
+    """Raise Interrupted once on Ctrl-C or SIGTERM; impatient further ones do not cut the stopping short."""
     handled = (signal.SIGINT, signal.SIGTERM)
 
     def end(number: int, frame: FrameType | None) -> None:
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
-        raise _Interrupted
+        raise Interrupted
 
-    before = {number: signal.signal(number, end) for number in handled}
+    def end_after_all(lost: sys.UnraisableHookArgs) -> None:
+        """Raise it again a little later: what is raised within a finalizer goes no further than that."""
+        if lost.exc_type is Interrupted:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            hook(lost)
+
+    hook = sys.unraisablehook
+    before = {number: signal.signal(number, end) for number in (*handled, signal.SIGALRM)}
+    sys.unraisablehook = end_after_all
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -135,7 +147,7 @@ def _until_interrupted() -> None:
     try:
         while True:
             signal.pause()
-    except _Interrupted:
+    except Interrupted:
         return
 
 

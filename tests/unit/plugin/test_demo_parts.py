@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,13 +20,24 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
 from mlflow_flywheel.pipelines.inference_table import TableCounts
-from mlflow_flywheel.plugin.demo.command import demo
+from mlflow_flywheel.plugin.demo.command import Interrupted, demo, ending_on_signals
 from mlflow_flywheel.plugin.demo.flights import EVENT_TIME, FEATURES, KEY
 from mlflow_flywheel.plugin.demo.scenario import POLICY, Plan
 from mlflow_flywheel.plugin.demo.stage import choose_port, open_stage
 from mlflow_flywheel.plugin.demo.summary import account, score
 from mlflow_flywheel.plugin.demo.web_door import WebDoor
 from mlflow_flywheel.plugin.spec_reading import parse_loop
+
+
+def test_a_signal_that_hits_a_finalizer_ends_the_demo_nevertheless() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted), ending_on_signals():
+        thing = Finalized()
+        del thing  # what is raised there goes no further
+        signal.pause()
 
 
 def test_a_folder_of_somebody_else_is_refused_and_left_alone(tmp_path: Path) -> None:
