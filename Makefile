@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/flywheel demo
 
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The Apache Pulsar broker (Java 17 and Maven are needed), into a cache outside of this repository.
 pulsar: setup
