@@ -16,8 +16,9 @@ $(STAMP): setup.cfg pyproject.toml
 demo: setup
 	$(BIN)/flywheel demo
 
+# Two test processes with a pool of threads each would mostly wait for each other.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The Apache Pulsar broker (Java 17 and Maven are needed), into a cache outside of this repository.
 pulsar: setup

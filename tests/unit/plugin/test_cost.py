@@ -143,6 +143,8 @@ def test_the_series_have_a_point_for_every_ten_minutes_that_ended(
 ) -> None:
     context = costly.context
     context.home.bind(tracking_uri)
+    for deployment in context.records.deployments():
+        context.records.update_deployment(deployment.name, model_name=costly.logged.table.model_name)
     newest = slot_of(utc_now())
     costly.read("deployment-late-web", newest - SLOT, 10, 60.0)
     costly.answer(50, newest - MINUTE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_a_stream_that_works_has_series_and_one_point_of_rest(
     context: Context, worker: StatsKeeper, tracking_uri: str
 ) -> None:
     context.home.bind(tracking_uri)
-    context.records.update_deployment("late-stream", model_name="late")
+    context.records.update_deployment("late-stream", model_name=f"late-{uuid.uuid4().hex[:8]}")
     client = MlflowClient(context.home.tracking_uri)
     series = StreamSeries()
 
