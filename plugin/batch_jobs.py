@@ -159,7 +159,7 @@ def place_of_run(output: str, what: str, job_id: str = "") -> str:
 
 def job_id_of(record: DeploymentRecord, task_id: int) -> str:
     """Return the job of a task: unlike any of a namesake that was deleted."""
-    return f"{record.name}-{record.created:%Y%m%d%H%M%S}-{task_id}"
+    return f"{record.name}-{record.created:%Y%m%d%H%M%S%f}-{task_id}"
 
 
 def job_file(context: Context, deployment: str, job_id: str) -> Path:
