@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from mlflow_flywheel.pipelines.times import utc_now
 
 from .home import Home
 from .messenger import shown
+from .private_files import write_private
 
 _FILE = "alerts.json"
 
@@ -70,7 +70,4 @@ def _file(home: Home) -> Path:
 def _save(home: Home, known: Sequence[Place]) -> None:
     file = _file(home)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as private:
-        json.dump([asdict(place) for place in known], private)
-    new.replace(file)
+    write_private(file, json.dumps([asdict(place) for place in known]))

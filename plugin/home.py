@@ -18,6 +18,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 
+from .private_files import write_private
+
 # supervisord binds "<socket>.<pid>" first and links it afterwards; the kernel's limit is 103 (macOS) or 107 bytes.
 _SOCKET_PATH_LIMIT = 92
 _SOCKET = "supervisor.sock"
@@ -247,10 +249,7 @@ class Home:
         with open(self.path / "home.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             bindings = {name: self._setting(name) for name in HOME_VARIABLES}
-            temporary = self._memory_file.with_name("home.json.new")
-            temporary.touch(mode=0o600)
-            temporary.write_text(json.dumps({**bindings, **self._memory(), **values}, indent=2))
-            temporary.replace(self._memory_file)
+            write_private(self._memory_file, json.dumps({**bindings, **self._memory(), **values}, indent=2))
 
     def _setting(self, name: str) -> str | None:
         memory = self._memory()

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable, nearest
 from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.private_files import write_private
 
 from . import launch
 from .base import ProcessSpec, ProcessStatus, State, path_with_interpreter
@@ -174,7 +175,7 @@ class SupervisorRunner:
         self._programs.mkdir(mode=0o700, exist_ok=True)
         socket = self._home.make_socket_folder()
         config = self._folder / "supervisord.conf"
-        _write_private(config, _CONFIG.format(folder=_quoted(self._folder), socket=_quoted(socket)))
+        write_private(config, _CONFIG.format(folder=_quoted(self._folder), socket=_quoted(socket)))
         inherited = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.match(k)}
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
@@ -211,8 +212,8 @@ class SupervisorRunner:
             log_file=_quoted(spec.log_file).replace("%", "%%"),  # supervisord expands this one twice
             stop_seconds=spec.stop_seconds,
         )
-        _write_private(self._spec_file(spec.name), _serialised(spec))
-        _write_private(self._program_file(spec.name), program)
+        write_private(self._spec_file(spec.name), _serialised(spec))
+        write_private(self._program_file(spec.name), program)
 
     def _remove(self, known: ProcessStatus) -> None:
         patience = self._patience(known.name)
@@ -308,10 +309,3 @@ def _quoted(value: str | Path, *, shell: bool = False) -> str:
         )
     text = text.replace("%", "%%")
     return f'"{text}"' if shell else text
-
-
-def _write_private(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
