@@ -7,29 +7,22 @@ killed is simply made again, and of two turns at the same time one finds that th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_flywheel.monitors.decisions import BY_POLICY, Decision, PolicyState, decide
-from mlflow_flywheel.monitors.look import Look
-from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.pipelines.errors import Unavailable
-from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
 from .champion import CHAMPION, Registry, move, note_move
-from .home import Home
 from .probation import Watch, end_action_key, watch
 from .record_types import NewAction, Pause
-from .records import Records
 from .release import AS_OF_TAG
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from .turn import Turn
 
 _log = logging.getLogger(__name__)
 _MOST_TRIES = 5
@@ -37,23 +30,10 @@ _MOST_TRIES = 5
 
 @dataclass(frozen=True)
 class Occasion:
-    """What was looked at, what was said of it, and the MLflow run that holds both."""
+    """A turn, and the MLflow run that holds what was seen in it."""
 
-    home: Home
-    records: Records
-    client: MlflowClient
-    table: InferenceTable
-    look: Look
-    verdicts: Sequence[Verdict]
+    turn: Turn
     run_id: str
-
-    @property
-    def model(self) -> str:
-        return self.look.model
-
-    @property
-    def as_of(self) -> datetime:
-        return self.look.as_of
 
 
 def act(occasion: Occasion) -> dict[str, Any]:
@@ -65,30 +45,30 @@ def act(occasion: Occasion) -> dict[str, Any]:
         result = _act(occasion)
         if result is not None:
             return result
-    raise Unavailable(f"the policy of {occasion.model!r} is decided about elsewhere again and again")
+    raise Unavailable(f"the policy of {occasion.turn.model!r} is decided about elsewhere again and again")
 
 
 def _act(occasion: Occasion) -> dict[str, Any] | None:
     """Act once; None when somebody else decided meanwhile."""
-    records, model, look = occasion.records, occasion.model, occasion.look
+    records, model, look = occasion.turn.records, occasion.turn.model, occasion.turn.look
     memory = records.policy_state(model)
     state = PolicyState.model_validate(memory)
-    registry = Registry(occasion.client)
-    champion = note_move(records, model, occasion.as_of, lambda: registry.champion(model), state.version)
+    registry = Registry(occasion.turn.client)
+    champion = note_move(records, model, occasion.turn.as_of, lambda: registry.champion(model), state.version)
     if champion != look.version:
         said = f"version {champion} became champion while {look.version} was looked at"
         return {"action": "none", "reason": said, "action_id": None, "retrain_task": None}
     paused = records.paused(model)
     watched = watch(
-        occasion.home,
+        occasion.turn.home,
         records,
-        occasion.client,
+        occasion.turn.client,
         look.policy,
-        occasion.table,
+        occasion.turn.table,
         look.version,
         look.load,
         state.probation,
-        occasion.as_of,
+        occasion.turn.as_of,
     )
     if watched is not None and watched.kind == "worse" and paused is None:
         return _roll_back(occasion, watched)
@@ -96,20 +76,22 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     decision, after = decide(
         look.policy,
         state,
-        occasion.verdicts,
+        occasion.turn.verdicts,
         new_labels,
-        occasion.as_of,
+        occasion.turn.as_of,
         version=look.version,
         paused=str(paused or ""),
     )
-    told = actions_of(decision, model, occasion.as_of, _seen(occasion))
+    told = actions_of(decision, model, occasion.turn.as_of, _seen(occasion))
     actions = [*_of_probation(watched, paused, occasion), *told]
     if watched is not None and watched.kind != "worse":  # what was seen while paused is seen again afterwards
         after = after.model_copy(update={"probation": watched.state})
-    found = records.commit_decision(model, memory, after.model_dump(mode="json"), actions, occasion.as_of)
+    found = records.commit_decision(
+        model, memory, after.model_dump(mode="json"), actions, occasion.turn.as_of
+    )
     if found is None:
         return None
-    _log.info("%s as of %s: %s: %s", model, occasion.as_of, decision.action, decision.reason)
+    _log.info("%s as of %s: %s: %s", model, occasion.turn.as_of, decision.action, decision.reason)
     action_id, task_id = found[told[0].key] if told else (None, None)
     return {
         "action": decision.action,
@@ -121,17 +103,17 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
 
 def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
     """Go back to the version before: at any hour, since it undoes what the loop allowed."""
-    reason = f"version {occasion.look.version} on probation: {watched.reason}"
+    reason = f"version {occasion.turn.look.version} on probation: {watched.reason}"
     evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
     action = move(
-        occasion.records,
-        Registry(occasion.client),
+        occasion.turn.records,
+        Registry(occasion.turn.client),
         "rollback",
-        occasion.model,
+        occasion.turn.model,
         watched.before,
         reason,
         evidence,
-        occasion.as_of,
+        occasion.turn.as_of,
     )
     return {
         "action": "rollback",
@@ -147,10 +129,10 @@ def _of_probation(watched: Watch | None, paused: Pause | None, occasion: Occasio
         return
     evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
     if watched.kind == "worse":
-        reason = f"version {occasion.look.version} on probation: {watched.reason} (no rollback: the loop is paused {paused})"
+        reason = f"version {occasion.turn.look.version} on probation: {watched.reason} (no rollback: the loop is paused {paused})"
         yield NewAction("alert", reason, evidence, f"alert:{end_action_key(watched)}")
         return
-    reason = f"probation of version {occasion.look.version}: {watched.reason}"
+    reason = f"probation of version {occasion.turn.look.version}: {watched.reason}"
     yield NewAction("probation", reason, evidence, end_action_key(watched), watched.kind)
 
 
@@ -175,31 +157,31 @@ def actions_of(decision: Decision, model: str, as_of: datetime, seen: Mapping[st
 
 
 def _seen(occasion: Occasion) -> dict[str, Any]:
-    looked = occasion.look.window
+    looked = occasion.turn.look.window
     return {
-        "version": occasion.look.version,
+        "version": occasion.turn.look.version,
         "window": {"start": looked.start.isoformat(), "end": looked.end.isoformat()},
-        "rows": occasion.look.rows.num_rows,
+        "rows": occasion.turn.look.rows.num_rows,
         "monitor_run_id": occasion.run_id,
-        "table_versions": occasion.table.versions(),
+        "table_versions": occasion.turn.table.versions(),
     }
 
 
 def _trained_at(occasion: Occasion, state: PolicyState) -> datetime | None:
     """Return when labels were last trained on: by the policy's own account, or by the version in force's lineage."""
-    tags = occasion.client.get_model_version(occasion.model, occasion.look.version).tags
+    tags = occasion.turn.client.get_model_version(occasion.turn.model, occasion.turn.look.version).tags
     of_version = datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None
     return max((moment for moment in (state.trained_at, of_version) if moment is not None), default=None)
 
 
 def _new_labels(occasion: Occasion, trained_at: datetime | None) -> int:
     """Count labels that a training as of now could use and that were not true yet at the last one."""
-    found = occasion.table.read(
-        start=occasion.as_of - occasion.look.policy.training_window,
-        end=occasion.as_of,
+    found = occasion.turn.table.read(
+        start=occasion.turn.as_of - occasion.turn.look.policy.training_window,
+        end=occasion.turn.as_of,
         variant=CHAMPION,
         labelled=True,
-        known_before=occasion.as_of,
+        known_before=occasion.turn.as_of,
         columns=["label_time"],
         order_by=None,
     )["label_time"]

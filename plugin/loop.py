@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow_flywheel.monitors.all import monitors
 from mlflow_flywheel.monitors.drift import MONITOR as DRIFT
@@ -22,7 +21,7 @@ from mlflow_flywheel.monitors.reporting import log_monitor_run
 from mlflow_flywheel.monitors.verdicts import Verdict, worst
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.registry import ResolvedModel, resolve_model
+from mlflow_flywheel.pipelines.registry import resolve_model
 from mlflow_flywheel.pipelines.times import as_utc
 
 from .acting import Occasion, act
@@ -32,33 +31,11 @@ from .looking import look_at
 from .records import Records
 from .retraining import run_retraining
 from .series import add_points
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from .turn import Turn
 
 __all__ = ["run_monitors", "run_retraining"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn: what was looked at, what was said, and where both are remembered."""
-
-    records: Records
-    client: MlflowClient
-    champion: ResolvedModel
-    table: InferenceTable
-    look: Look
-    verdicts: Sequence[Verdict]
-
-    @property
-    def model(self) -> str:
-        return self.look.model
-
-    @property
-    def as_of(self) -> datetime:
-        return self.look.as_of
 
 
 def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> dict[str, Any]:
@@ -92,12 +69,11 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
             "retrain_task": None,
         }
         return result | nothing
-    turn = Turn(records, MlflowClient(home.tracking_uri), champion, table, look, verdicts)
+    turn = Turn(home, records, MlflowClient(home.tracking_uri), table, look, verdicts)
     html = _report(turn)
-    run_id = _show(turn, watching, html)
+    run_id = _show(turn, watching, html, champion.model_id)
     _remember(turn, run_id, html is not None)
-    occasion = Occasion(home, records, turn.client, table, look, verdicts, run_id)
-    return result | {"run_id": run_id} | act(occasion)
+    return result | {"run_id": run_id} | act(Occasion(turn, run_id))
 
 
 def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
@@ -115,16 +91,16 @@ def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
     return found
 
 
-def _show(turn: Turn, watching: Sequence[Monitor], html: str | None) -> str:
+def _show(turn: Turn, watching: Sequence[Monitor], html: str | None, model_id: str | None) -> str:
     """Log the monitor run and a point of each deployment's series; return the run's id."""
     rows = turn.look.rows
     run_id = log_monitor_run(
         turn.client,
         turn.model,
-        turn.champion.version,
+        turn.look.version,
         turn.as_of,
         turn.verdicts,
-        model_id=turn.champion.model_id,
+        model_id=model_id,
         html=html,
         overview=_overview(turn),
         rows=rows,
@@ -190,7 +166,7 @@ def _overview(turn: Turn) -> str | None:
             since[verdict.monitor] = first
     try:
         look = turn.look
-        return overview(turn.model, turn.champion.version, turn.verdicts, look.rows, look.reference, since)
+        return overview(turn.model, turn.look.version, turn.verdicts, look.rows, look.reference, since)
     except Exception:  # noqa: BLE001 - the verdicts stand without their picture
         _log.exception("the overview of %s cannot be drawn", turn.model)
         return None
@@ -211,7 +187,7 @@ def _remember(turn: Turn, run_id: str, report: bool) -> None:
     for verdict in turn.verdicts:
         if verdict.monitor in known:
             continue
-        summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.champion.version}
+        summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.look.version}
         turn.records.add_verdict(
             turn.model,
             verdict.monitor,
