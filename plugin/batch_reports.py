@@ -27,6 +27,7 @@ from .batch_progress import RunFolder, RunProgress
 from .context import Context
 from .prices import Prices
 from .record_types import BatchRun, Task
+from .series import remember_run
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,6 @@ def _started(run: BatchRun, task: Task) -> StartedBatch:
 
 def _remember_parent(context: Context, deployment: str, parent: str) -> None:
     try:
-        if context.records.deployment(deployment).run_id != parent:
-            context.records.update_deployment(deployment, run_id=parent)
+        remember_run(context.records, context.records.deployment(deployment), parent)
     except NotFound:  # deleted meanwhile; its runs are told to their end
         return

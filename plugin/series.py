@@ -24,6 +24,11 @@ def add_points(
 ) -> None:
     """Add a point to each series of a deployment, at an event time, and remember which run has them."""
     run_id = deployment_run(client, deployment.model_name, deployment.name, deployment.mode)
+    remember_run(records, deployment, run_id)
+    log_deployment_metrics(client, run_id, points, moment)
+
+
+def remember_run(records: Records, deployment: DeploymentRecord, run_id: str) -> None:
+    """Remember which run has the series of a deployment. Raises NotFound when that was deleted meanwhile."""
     if deployment.run_id != run_id:
         records.update_deployment(deployment.name, run_id=run_id)
-    log_deployment_metrics(client, run_id, points, moment)
