@@ -32,6 +32,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailabl
 
 from .access import Access
 from .broker import store_name
+from .thread_state import keep_thread_state
 from .wire import Outgoing, Position, Received, SendFailure, batch_of_several_keys
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ _MOST_HELD = 5000
 _UNSUBSCRIBE_ATTEMPTS = 6
 _UNSUBSCRIBE_PAUSE = 0.5  # seconds
 _LOOK_SECONDS = 0.0005
+_MANY_CALLS = 100  # of one batch: then the client's thread keeps its Python state
 _OK = pulsar.Result.Ok
 _ACKNOWLEDGEMENTS_SENT_AFTER = 0.3  # seconds; the client groups them for 0.1
 
@@ -219,6 +221,8 @@ class Sending:
         return self._failures
 
     def _on_settled(self, number: int, result: Any, message_id: Any) -> None:
+        if number == _MANY_CALLS:
+            keep_thread_state()
         if result != _OK:
             reason = f"topic {self._topic!r}: {result.name}"
             self._failures[number] = SendFailure(reason, result == pulsar.Result.MessageTooBig)

@@ -6,12 +6,13 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.either_broker import EitherBroker
 from support.waiting import eventually
 
-from mlflow_flywheel.pipelines.stream.pulsar import Connection, Consumer
+from mlflow_flywheel.pipelines.stream.pulsar import Connection, Consumer, Sending
 from mlflow_flywheel.pipelines.stream.wire import Outgoing, Received
 
 
@@ -149,6 +150,25 @@ def test_a_message_beyond_the_limit_is_told_from_trouble_that_passes(
         assert list(failures) == [1]
         assert failures[1].too_big
         assert texts(drain(connection.consumer(topic, "s"), at_least(2))) == [b"small", b"after"]
+
+
+def test_the_thread_that_tells_of_a_large_batch_is_not_made_anew_for_each_message(
+    either_broker: EitherBroker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python keeps for a thread outlives a call into it only when the thread's state does."""
+    here = threading.local()
+    calls: list[int] = []
+    settled = Sending._on_settled
+
+    def counting(sending: Sending, number: int, result: Any, message_id: Any) -> None:
+        here.calls = getattr(here, "calls", 0) + 1
+        calls.append(here.calls)
+        settled(sending, number, result, message_id)
+
+    monkeypatch.setattr(Sending, "_on_settled", counting)
+    publish(either_broker, topic, numbered(0, 300))
+    assert len(calls) == 300
+    assert max(calls) > 150
 
 
 def test_a_subscription_that_was_deleted_keeps_nothing(either_broker: EitherBroker, topic: str) -> None:
