@@ -4,7 +4,8 @@ A round fills one topic; then each side works through it, one after the other, b
 its own. Ours is a real master with one worker process: schema check, logging to the spool, dead-letter topic and
 feedback subscription are on. A rate is taken from the publish times of the answers on the output topic, so nobody
 watches while it runs; the first tenth is warm-up. Latencies are measured at offered rates, from the moment that an
-event was due to the moment that a consumer has its answer. `--apache` adds the same on Apache Pulsar.
+event was due to the moment that a consumer has its answer. Last comes how soon a label changes answers
+(`stream_labels.py`). `--apache` adds the same on Apache Pulsar.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import pandas as pd
 from report import publish
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
+from stream_labels import label_delays
 from stream_sides import FEATURES, event
 from support.apache_pulsar import ApachePulsar
 from support.streams import BrokerProcess, StreamDeployment
@@ -43,12 +45,14 @@ GOALS = {
     "rate_vs_naive": ">= 40",
     "rate_vs_echo": ">= 0.7",
     "p99_ms_at_2k": "<= 150",
+    "label_to_answer_p99_ms": "<= 1000",
 }
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "6"))
 BACKLOG_PER_SECOND = 25_000
 OFFERED = (2_000, 8_000)
 WARM_UP = 0.1
+LABELS = 200
 SIDES = Path(__file__).with_name("stream_sides.py")
 
 
@@ -123,6 +127,11 @@ class Bench:
         p50, p99 = np.percentile(waits, [50, 99]).tolist()
         return Latency(p50, p99, len(waits) / offered)
 
+    def label_delays(self) -> dict[str, float]:
+        """Measure how soon labels have an effect on answers."""
+        names = (f"{what}-{uuid.uuid4().hex[:8]}" for what in ("labelled", "answers"))
+        return label_delays(self._deployment(*names, adjust="recalibrate"), LABELS)
+
     def _publish_times(self, topic: str) -> Iterator[int]:
         with self._connection() as connection:
             reader = connection.reader(topic, position="earliest")
@@ -147,7 +156,15 @@ class Bench:
 
     @contextmanager
     def _ours(self, topic: str, output: str) -> Iterator[None]:
-        deployment = StreamDeployment(
+        deployment = self._deployment(topic, output).start()
+        try:
+            deployment.wait_serving()
+            yield
+        finally:
+            deployment.stop()
+
+    def _deployment(self, topic: str, output: str, **settings: Any) -> StreamDeployment:
+        return StreamDeployment(
             self._folder,
             self._place.url,
             f"ours-{uuid.uuid4().hex[:8]}",
@@ -155,12 +172,8 @@ class Bench:
             embedded=self._place.embedded,
             input_topic=topic,
             output_topic=output,
-        ).start()
-        try:
-            deployment.wait_serving()
-            yield
-        finally:
-            deployment.stop()
+            **settings,
+        )
 
     @contextmanager
     def _process(self, side: str, topic: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -189,6 +202,7 @@ def measure(model: Path, kind: type[BrokerProcess | ApachePulsar]) -> dict[str, 
     """Measure all sides in rounds, each on a fresh broker; return the medians and every run."""
     rates: dict[str, list[float]] = {}
     waits: dict[str, list[Latency]] = {}
+    delays: list[dict[str, float]] = []
     for _ in track(range(ROUNDS), "rounds"):
         with (
             tempfile.TemporaryDirectory(prefix="flywheel-bench-") as name,
@@ -201,15 +215,20 @@ def measure(model: Path, kind: type[BrokerProcess | ApachePulsar]) -> dict[str, 
             for side in ("echo", "ours"):
                 for rate in OFFERED:
                     waits.setdefault(f"{side}_{rate}", []).append(bench.latency(side, rate))
+            delays.append(bench.label_delays())
     return {
         "rate": {side: median(runs) for side, runs in rates.items()},
         "latency": {
             key: {field: median(getattr(run, field) for run in runs) for field in ("p50", "p99", "answered")}
             for key, runs in waits.items()
         },
+        "label_to_answer_ms": {
+            field: median(run[field] for run in delays) for field in ("p50", "p99", "longest")
+        },
         "runs": {
             "rate": rates,
             "latency": {key: [asdict(run) for run in runs] for key, runs in waits.items()},
+            "label_to_answer_ms": delays,
         },
     }
 
@@ -221,6 +240,7 @@ def ratios(measured: dict[str, Any]) -> dict[str, float]:
         "rate_vs_naive": rate["ours"] / rate["naive"],
         "rate_vs_echo": rate["ours"] / rate["echo"],
         "p99_ms_at_2k": measured["latency"]["ours_2000"]["p99"],
+        "label_to_answer_p99_ms": measured["label_to_answer_ms"]["p99"],
     }
 
 
@@ -241,7 +261,9 @@ def main() -> None:
     packages = ["mlflow", "scikit-learn", "pulsar-client", "pulsar-lite", "orjson"]
     path = publish("stream", found["embedded"], GOALS, details, packages)
     for place, figures in measured.items():
-        said = {"ratios": found[place], "rate": figures["rate"], "latency": figures["latency"]}
+        said = {"ratios": found[place]} | {
+            what: figures[what] for what in ("rate", "latency", "label_to_answer_ms")
+        }
         print(f"on the {place} broker:", json.dumps(said, indent=1), sep="\n")
     print(f"written to {path}")
 
