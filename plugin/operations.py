@@ -17,6 +17,7 @@ from .home import Home
 from .model_files import FetchedModel, fetch_model
 from .modes import Answers, mode_operations
 from .record_types import DeploymentRecord
+from .run_records import FAILED
 from .spec import LOOP_PREFIX, Spec
 from .spec_reading import check_name, parse_loop, parse_spec
 from .trials import challenger_in_force, with_challenger
@@ -81,7 +82,7 @@ class Operations:
                 return records.update_deployment(name, status="ready", url=url)
             except BaseException:
                 mode.stop(context, name)
-                records.delete_deployment(name)
+                records.delete_deployment(name, run_status=FAILED)
                 if not was_up and not context.runner.status():
                     context.runner.down()
                 raise
