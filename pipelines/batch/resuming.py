@@ -31,10 +31,9 @@ def can_go_on(config: BatchConfig) -> bool:
 
 def more_waits(config: BatchConfig) -> bool:
     """Tell whether there may be input that came after an incremental job was planned."""
-    if config.query is not None:
-        return True
-    found = input_state(config.input, Path(config.state_dir), datetime.now(timezone.utc))
-    return found is None or found.waiting > 0
+    now, state_dir = datetime.now(timezone.utc), Path(config.state_dir)
+    found = input_state(config.input, state_dir, now, config.watermark, is_query=config.query is not None)
+    return found.waiting is None or found.waiting > 0
 
 
 def _as_planned(config: BatchConfig, file: InputFile) -> bool:

@@ -158,11 +158,16 @@ class SeenInputs:
 
 def scored_before(state_dir: Path) -> frozenset[tuple[Any, ...]]:
     """Return the identities in `SeenInputs` without opening it for writing: a run may be at work."""
+    return frozenset(tuple(entry) for entry in entries_of(state_dir / "seen.jsonl"))
+
+
+def entries_of(path: Path) -> list[Any]:
+    """Return the whole entries of a journal, without touching it; none when there is no such file."""
     try:
-        data = (state_dir / "seen.jsonl").read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
-        return frozenset()
-    return frozenset(tuple(orjson.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines())
+        return []
+    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 @contextmanager
