@@ -196,6 +196,10 @@ class Operations:
             raise type(error)(
                 f"{error.message}\ndeployment {record.name!r} goes on with version {record.version or record.model_uri}"
             ) from error
+        if url != record.url:
+            message = (
+                message or f"restarted to be at {url} instead of {record.url}; it answered nothing meanwhile"
+            )
         return records.update_deployment(
             record.name,
             url=url,
