@@ -27,6 +27,7 @@ from .commits import Commit, GrowingCommit, HeldCommit
 from .durable import sync
 from .errors import Unavailable
 from .parquet_parts import Part, PartWriter
+from .stores import table_files
 from .times import EPOCH
 
 _ATTEMPTS = 50
@@ -196,7 +197,8 @@ class DeltaLog:
             table.load_as_version(version)
         # Python's file system, which delta-rs would give, asks Arrow's threads for the interpreter's lock: DuckDB opens
         # scanners while it holds that, and the two wait for each other for ever
-        return table.to_pyarrow_dataset(filesystem=self._local_files if self._is_local else None)
+        files = self._local_files if self._is_local else table_files(self.uri)
+        return table.to_pyarrow_dataset(filesystem=files)
 
     def local_files(self) -> list[str]:
         """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
