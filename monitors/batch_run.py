@@ -8,16 +8,14 @@ about the past, have series of their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_flywheel.pipelines.errors import NotFound
-
+from .ended_run import refused
 from .reporting import (
     DEPLOYMENT_TAG,
     KIND_TAG,
@@ -26,7 +24,6 @@ from .reporting import (
     deployment_run,
     experiment_id,
     finish_run,
-    log_deployment_metrics,
     mlflow_errors,
     plain_markdown,
     points_at,
@@ -42,7 +39,6 @@ JOB_TAG = "flywheel.job"
 _SERIES = ("rows_out", "rows_rejected", "seconds", "cost")
 _TAG_LENGTH = 4000
 _MOST_COLUMNS = 500
-_FOR_GOOD = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ def end_batch_run(
 
     Raises NotFound when MLflow will never take it, as of a run that somebody deleted.
     """
-    with mlflow_errors(client, f"log the end of the batch run {batch.job_id!r}"), _refused(run_id):
+    with mlflow_errors(client, f"log the end of the batch run {batch.job_id!r}"), refused(run_id):
         _log_places(client, run_id, batch, outcome)
         client.log_batch(
             run_id, metrics=points_at(outcome.metrics, outcome.as_of), tags=_closing_tags(outcome)
@@ -138,22 +134,10 @@ def end_batch_run(
             client.log_artifact(run_id, str(outcome.log))
         status = "FINISHED" if outcome.failure is None else "FAILED"
         finish_run(client, run_id, status, outcome.ended)
-    parent = parent or deployment_run(client, batch.model, batch.deployment, "batch")
-    kind = "batch" if batch.span is None else "backfill"
-    series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
-    log_deployment_metrics(client, parent, series, outcome.as_of)
-
-
-@contextmanager
-def _refused(run_id: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code not in _FOR_GOOD:
-            raise
-        raise NotFound(f"MLflow does not take the end of run {run_id!r}: {error.message}") from error
+        parent = parent or str(client.get_run(run_id).data.tags[PARENT_TAG])
+        kind = "batch" if batch.span is None else "backfill"
+        series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}
+        client.log_batch(parent, metrics=points_at(series, outcome.as_of))
 
 
 def _log_places(client: MlflowClient, run_id: str, batch: StartedBatch, outcome: BatchOutcome) -> None:

@@ -1,9 +1,9 @@
 """Are the answers still about now?
 
-Two ages per deployment. That of the newest event that was answered, by whatever version, must not exceed the policy's
-`max_age`; without one it is not judged: events may be rare, or old by nature. Batch input that no run has scored must
-not wait for longer than two runs of the schedule take to come (`max_age` where there is no schedule): a run that
-failed, or a daemon that was down, shows there.
+Three ages per deployment. That of the newest event that was answered, by whatever version, must not exceed the policy's
+`max_age`; without one it is not judged: events may be rare, or old by nature. Batch files that no run has scored must
+not wait for longer than two runs of the schedule take to come (`max_age` where there is no schedule), and the last run
+that succeeded, with or without new input, must not be longer ago: runs that fail, or a daemon that was down, show there.
 """
 
 from __future__ import annotations
@@ -74,14 +74,31 @@ class Age:
     @property
     def input_status(self) -> Status | None:
         """`unknown` while the input cannot be looked at; None: not judged."""
-        if self.patience is None or self.inputs is None:
+        if self.patience is None or self.inputs is None or self.inputs.waiting is None:
             return "unknown" if self.trouble else None
         return "alarm" if self.of_waiting is not None and self.of_waiting > self.patience else "ok"
 
     @property
+    def of_success(self) -> timedelta | None:
+        """How long no run has succeeded, since the deployment was made at most; None for a time before that."""
+        runs = self.deployment.runs
+        since = None if runs is None else runs.succeeded or self.deployment.since
+        return None if since is None or since > self.as_of else self.as_of - since
+
+    @property
+    def run_status(self) -> Status | None:
+        """None: not judged, as of a deployment that runs when somebody asks, unless the last time failed."""
+        runs, age = self.deployment.runs, self.of_success
+        if runs is None or age is None or self.patience is None:
+            return None
+        if self.deployment.every is None and runs.failure is None:
+            return None
+        return "alarm" if age > self.patience else "ok"
+
+    @property
     def status(self) -> Status:
-        """The more severe of both."""
-        found = {self.event_status, self.input_status}
+        """The most severe of all."""
+        found = {self.event_status, self.input_status, self.run_status}
         return "alarm" if "alarm" in found else "unknown" if "unknown" in found else "ok"
 
     def __str__(self) -> str:
@@ -91,6 +108,8 @@ class Age:
             parts.append(self._event_words())
         if self.input_status == self.status:
             parts.append(self._input_words())
+        if self.run_status == self.status:
+            parts.append(self._run_words())
         if self.of_input is not None and self.of_waiting is None:
             parts.append(f"newest input {_told(self.of_input)} old")
         return f"{self.deployment.name}: {', '.join(parts)}"
@@ -110,6 +129,15 @@ class Age:
         files = "1 input file waits" if n == 1 else f"{n:,} input files wait, the oldest"
         return f"{files} for {_told(self.of_waiting)} (at most {format_duration(self.patience)})"
 
+    def _run_words(self) -> str:
+        runs, limit = self.deployment.runs, self.patience
+        if runs is None or limit is None or self.of_success is None or self.run_status == "ok":
+            return "its runs succeed"
+        failure = f"; the last one failed: {_line(runs.failure)}" if runs.failure is not None else ""
+        return (
+            f"no run has succeeded for {_told(self.of_success)} (at most {format_duration(limit)}){failure}"
+        )
+
 
 class FreshnessMonitor(Monitor):
     """See the module."""
@@ -126,7 +154,7 @@ class FreshnessMonitor(Monitor):
         worst = [age for age in ages if age.status == status]
         rows = [_row(age) for age in ages]
         metrics = {"judged": float(len(ages)), "late": float(sum(age.status == "alarm" for age in ages))}
-        for metric in ("event_age_hours", "input_age_hours", "waiting_hours"):
+        for metric in ("event_age_hours", "input_age_hours", "waiting_hours", "run_age_hours"):
             known = [row[metric] for row in rows if row[metric] is not None]
             metrics |= {metric: max(known)} if known else {}
         return Verdict(MONITOR, status, "; ".join(map(str, worst)), look.window, metrics, rows)
@@ -146,8 +174,9 @@ def _ages(look: Look) -> Iterator[Age]:
             rows = look.read(span, deployment=deployment.name, columns=["deployment", "event_time"])
             newest = _newest_of(rows).get(deployment.name)
         inputs, trouble = _inputs(deployment, look.as_of)
-        if limit is not None or inputs is not None or trouble:
-            yield Age(deployment, look.as_of, limit, patience, seen, newest, inputs, trouble)
+        age = Age(deployment, look.as_of, limit, patience, seen, newest, inputs, trouble)
+        if (age.event_status, age.input_status, age.run_status) != (None, None, None):
+            yield age
 
 
 def _newest_of(rows: pa.Table) -> dict[str, datetime]:
@@ -166,7 +195,7 @@ def _inputs(deployment: Deployed, as_of: datetime) -> tuple[InputState | None, s
     try:
         return deployment.inputs(as_of), ""
     except (FlywheelError, OSError) as error:
-        return None, next(iter(str(error).splitlines()), type(error).__name__)
+        return None, _line(str(error)) or type(error).__name__
 
 
 def _row(age: Age) -> dict[str, Any]:
@@ -185,7 +214,14 @@ def _row(age: Age) -> dict[str, Any]:
         "waiting_files": age.inputs.waiting if age.inputs is not None else None,
         "waiting_hours": hours(age.of_waiting),
         "trouble": age.trouble or None,
+        "run_age_hours": hours(age.of_success),
+        "failure": age.deployment.runs.failure if age.deployment.runs else None,
     }
+
+
+def _line(text: str | None) -> str:
+    """Return the first line of what an error says."""
+    return next(iter((text or "").splitlines()), "")
 
 
 def _told(age: timedelta) -> str:

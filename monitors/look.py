@@ -44,19 +44,31 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
+class Runs:
+    """How the runs of a batch deployment over its own input went, as of a moment.
+
+    `succeeded` is when the newest success ended, `failure` why the newest run failed; None when it did not.
+    """
+
+    succeeded: datetime | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
 class Deployed:
     """A deployment that answers as champion of the model and logs what it answers.
 
     `mode` is web, stream or batch, `since` when it was made, `every` the longest time between two runs of its
-    schedule. `inputs` looks at the files that it reads, as of a moment (None when they do not tell; raises
-    FlywheelError when that cannot be done); None when it reads none.
+    schedule, `runs` how these went. `inputs` looks at what it reads, as of a moment (raises FlywheelError when that
+    cannot be done); None when it reads nothing.
     """
 
     name: str
     mode: str
     since: datetime | None = None
     every: timedelta | None = None
-    inputs: Callable[[datetime], InputState | None] | None = None
+    inputs: Callable[[datetime], InputState] | None = None
+    runs: Runs | None = None
 
 
 @dataclass(frozen=True)

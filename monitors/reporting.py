@@ -60,12 +60,6 @@ def deployment_run(client: MlflowClient, model: str, deployment: str, mode: str)
     return _long_lived(client, model, "deployment", f"{deployment} ({mode})", tags)
 
 
-def end_deployment_run(client: MlflowClient, run_id: str) -> None:
-    """Finish a deployment's run, when the deployment is deleted; a later one of the same name starts anew."""
-    with mlflow_errors(client, "finish a deployment's run"):
-        finish_run(client, run_id, "FINISHED")
-
-
 def model_run(client: MlflowClient, model: str) -> str:
     """Return the id of the model's own long-lived run, whose series are what the monitors say over time."""
     return _long_lived(client, model, "model", model, {})

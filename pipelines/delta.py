@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from .commits import Commit, GrowingCommit, HeldCommit
 from .durable import sync
 from .errors import Unavailable
 from .parquet_parts import Part, PartWriter
+from .stores import table_files
+from .times import EPOCH
 
 _ATTEMPTS = 50
 _CONFIGURATION = {
@@ -195,7 +197,8 @@ class DeltaLog:
             table.load_as_version(version)
         # Python's file system, which delta-rs would give, asks Arrow's threads for the interpreter's lock: DuckDB opens
         # scanners while it holds that, and the two wait for each other for ever
-        return table.to_pyarrow_dataset(filesystem=self._local_files if self._is_local else None)
+        files = self._local_files if self._is_local else table_files(self.uri)
+        return table.to_pyarrow_dataset(filesystem=files)
 
     def local_files(self) -> list[str]:
         """Return the Parquet files of the newest snapshot; none for a table that is in no folder of this machine."""
@@ -208,6 +211,11 @@ class DeltaLog:
     def version(self) -> int:
         """Return the number of the newest commit."""
         return int(self._open().version())
+
+    def written(self) -> datetime | None:
+        """Return when the newest commit was made; None where its writer did not say."""
+        newest = next(iter(self._open().history(1)), {}).get("timestamp")
+        return None if newest is None else EPOCH + timedelta(milliseconds=newest)
 
     def maintain(self) -> bool:
         """Compact many small files into few, and remove what no reader needs any more; return whether it was due."""

@@ -17,10 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .yaml_text import read_yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_ODD = (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
+_ODD = (OSError, KeyError, TypeError, ValueError, AttributeError)
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:==([A-Za-z0-9.]+))?")
 _FORBIDS_PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
@@ -55,7 +54,7 @@ class PlainModel:
 def plain_model(folder: Path) -> PlainModel | None:
     """Read what a model's folder says; None when only MLflow should load it, or say what is wrong with it."""
     try:
-        said = yaml.load((folder / "MLmodel").read_bytes(), _LOADER)
+        said = read_yaml((folder / "MLmodel").read_bytes())
         generic, own = said["flavors"]["python_function"], said["flavors"]["sklearn"]
         is_plain = (
             generic["loader_module"] == "mlflow.sklearn"

@@ -19,6 +19,7 @@ from mlflow_flywheel.monitors.decisions import BY_POLICY, Decision, PolicyState,
 from mlflow_flywheel.pipelines.errors import Unavailable
 
 from .champion import CHAMPION, Registry, move, note_move
+from .policy_memory import policy_memory
 from .probation import Watch, end_action_key, watch
 from .record_types import NewAction, Pause
 from .release import AS_OF_TAG
@@ -52,7 +53,7 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     """Act once; None when somebody else decided meanwhile."""
     records, model, look = occasion.turn.records, occasion.turn.model, occasion.turn.look
     memory = records.policy_state(model)
-    state = PolicyState.model_validate(memory)
+    state = policy_memory(model, memory)
     registry = Registry(occasion.turn.client)
     champion = note_move(records, model, occasion.turn.as_of, lambda: registry.champion(model), state.version)
     if champion != look.version:

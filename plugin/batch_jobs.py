@@ -67,7 +67,8 @@ def batch_job(context: Context, task: Task) -> BatchConfig:
     """Return the job that a `batch_run` task stands for, with the version that is in force when it is first tried.
 
     It is remembered: a task that is tried again goes on where its first attempt was killed, whatever happened to the
-    deployment meanwhile. Raises BadInput when neither the task nor the deployment says what to score.
+    deployment meanwhile. A task after one that failed goes on with the job of that one where it can. Raises BadInput
+    when neither the task nor the deployment says what to score.
     """
     record = context.records.deployment(task.subject)
     spec = parse_spec(record.config)
@@ -78,11 +79,30 @@ def batch_job(context: Context, task: Task) -> BatchConfig:
     job_id = job_id_of(record, task.id)
     remembered = job_file(context, record.name, job_id)
     if not remembered.exists():
-        model = model_in_force(context, record)
-        batch_config(context, record.name, model, spec, BatchRequest.of(task.payload), job_id).save(
-            remembered
-        )
+        model, request = model_in_force(context, record), BatchRequest.of(task.payload)
+        failed = _failed_job(context, record, task)
+        config = batch_config(context, record.name, model, spec, request, failed or job_id)
+        if failed is not None and not _can_go_on(config):
+            config = batch_config(context, record.name, model, spec, request, job_id)
+        config.save(remembered)
     return load_config(BatchConfig, remembered)
+
+
+def _failed_job(context: Context, record: DeploymentRecord, task: Task) -> str | None:
+    """Return the job of the last run that was asked for the same, if that failed."""
+    for run in context.records.batch_runs(record.name, asked_since=record.created):
+        before = context.records.task(run.task_id)
+        file = job_file(context, record.name, run.job_id)
+        if before.id >= task.id or before.payload != task.payload or not file.exists():
+            continue
+        return load_config(BatchConfig, file).job_id if before.status == "failed" else None
+    return None
+
+
+def _can_go_on(config: BatchConfig) -> bool:
+    from mlflow_flywheel.pipelines.batch.resuming import can_go_on
+
+    return can_go_on(config)
 
 
 def batch_config(

@@ -60,6 +60,7 @@ class Daemon:
         from .cost_series import CostSeries
         from .label_folders import FolderWatch
         from .metering import Meter
+        from .series import end_runs
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
@@ -94,6 +95,7 @@ class Daemon:
             "meter": (_METER_SECONDS, meter.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
             "alerts": (_ALERT_SECONDS, lambda: tell(context)),
+            "ended runs": (_REPORT_SECONDS, lambda: end_runs(context)),
             "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
         }
         self._repeating = [

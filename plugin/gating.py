@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_flywheel.monitors.decisions import PolicyState
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.gate import GateResult, compare, kind_of, refuse
 from mlflow_flywheel.pipelines.gate_checks import GateChecks
@@ -20,6 +19,7 @@ from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.registry import ResolvedModel
 
 from .home import Home
+from .policy_memory import policy_memory
 from .record_types import ActionRecord
 from .records import Records
 from .release import GATE_TAG
@@ -109,7 +109,7 @@ def refused_before(
 
     The reason is a lasting alarm that may start a retraining; that of another monitor may last for good.
     """
-    state = PolicyState.model_validate(records.policy_state(action.model))
+    state = policy_memory(action.model, records.policy_state(action.model))
     began = state.alarmed_since(policy.retrain_on)
     refused = records.actions(action.model, limit=1000, kinds=("retrain",), status="refused")
     return sum(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mlflow_flywheel.monitors.all import NAMES
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.prometheus import Family
-from mlflow_flywheel.pipelines.times import EPOCH, utc_now
 
 from .context import Context
 from .prices import Prices
@@ -13,6 +15,7 @@ from .runners.base import deployment_process
 _TOTAL = "_total"
 # A model has that many verdicts at most in which the newest of each monitor is found.
 _LOOKED_AT = 200
+_SLICES = "slices"
 
 
 def verdict_metrics(context: Context) -> list[Family]:
@@ -23,7 +26,10 @@ def verdict_metrics(context: Context) -> list[Family]:
         "flywheel_verdict_window_end_seconds", "gauge", "End of the window of the newest verdict, unix time"
     )
     for model in sorted({deployment.model_name for deployment in context.records.deployments()}):
+        asked = _asked(context, model)
         for verdict in _newest(context.records.verdicts(model, limit=_LOOKED_AT)):
+            if verdict.monitor not in asked:
+                continue
             labels = {"model_name": model, "monitor": verdict.monitor}
             alarm.add(labels, float(verdict.verdict == "alarm"))
             warning.add(labels, float(verdict.verdict == "warn"))
@@ -40,7 +46,7 @@ def usage_metrics(context: Context) -> list[Family]:
     cost = Family(
         "flywheel_cost", "counter", "What processor time and memory cost, by the prices of this home"
     )
-    prices, used = Prices.of(), context.records.usage(EPOCH, utc_now())
+    prices, used = Prices.of(), context.records.used()
     for deployment in context.records.deployments():
         usage = used.get((deployment_process(deployment.name), deployment.created))
         if usage is None:
@@ -50,6 +56,15 @@ def usage_metrics(context: Context) -> list[Family]:
         memory.add(labels, usage.gb_seconds, _TOTAL)
         cost.add(labels, prices.cost(usage.cpu_seconds, usage.gb_seconds), _TOTAL)
     return [cpu, memory, cost]
+
+
+def _asked(context: Context, model: str) -> set[str]:
+    """Return the monitors that a model's policy has at work: what another one said last is true no longer."""
+    try:
+        policy = PolicySpec.parse(context.records.policy(model))
+    except BadInput:  # whoever acts by it says so; a scrape goes on
+        return set(NAMES)
+    return set(policy.watched_by) - (set() if policy.slices else {_SLICES})
 
 
 def _newest(verdicts: list[VerdictRecord]) -> list[VerdictRecord]:

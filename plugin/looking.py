@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from mlflow_flywheel.monitors.look import Deployed, Look
+from mlflow_flywheel.monitors.look import Deployed, Look, Runs
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.monitors.schedule import longest_gap
@@ -20,9 +20,11 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model
 
+from .batch_jobs import BatchRequest
 from .champion import CHAMPION
 from .home import Home
 from .kept_out import kept_out, without
+from .record_types import DeploymentRecord, Task
 from .records import Records
 from .spec import BatchSpec
 from .spec_reading import parse_spec
@@ -62,7 +64,7 @@ def look_at(
         policy=policy,
         read=partial(_read, table, left_out, as_of),
         load=partial(_load, home, champion),
-        deployments=tuple(_deployed(home, records, champion.name)),
+        deployments=tuple(_deployed(home, records, champion.name, as_of)),
     )
 
 
@@ -99,21 +101,38 @@ def _scorer(ref: ModelRef) -> Scorer:
     return load_scorer(ref)
 
 
-def _deployed(home: Home, records: Records, model: str) -> Iterator[Deployed]:
+def _deployed(home: Home, records: Records, model: str, as_of: datetime) -> Iterator[Deployed]:
     for record in records.deployments(model_name=model):
         spec = parse_spec(record.config)
         if spec.variant != CHAMPION or spec.log == "none":
             continue
-        every, inputs = None, None
+        every, inputs, runs = None, None, None
         if isinstance(spec, BatchSpec):
             if spec.schedule is not None:
                 every = longest_gap(spec.schedule, spec.timezone, record.created)
-            if spec.input is not None and spec.query is None and spec.watermark is None:
-                inputs = partial(_input_state, spec.input, home.batch_state(record.name))
-        yield Deployed(record.name, record.mode, record.created, every, inputs)
+            if spec.input is not None:
+                inputs = partial(_input_state, spec, spec.input, home.batch_state(record.name))
+            runs = runs_of(records, record, as_of)
+        yield Deployed(record.name, record.mode, record.created, every, inputs, runs)
 
 
-def _input_state(source: str, state_dir: Path, as_of: datetime) -> InputState | None:
+def _input_state(spec: BatchSpec, source: str, state_dir: Path, as_of: datetime) -> InputState:
     from mlflow_flywheel.pipelines.batch.waiting import input_state
 
-    return input_state(source, state_dir, as_of)
+    return input_state(source, state_dir, as_of, spec.watermark, is_query=spec.query is not None)
+
+
+def runs_of(records: Records, record: DeploymentRecord, as_of: datetime) -> Runs:
+    """Return how the newest runs over a deployment's own input ended, of those that had by a moment."""
+
+    def newest(status: Literal["done", "failed"]) -> Task | None:
+        own = BatchRequest().payload()
+        for task in records.tasks(kind="batch_run", subject=record.name, status=status):
+            ended = task.finished is not None and task.finished <= as_of
+            if ended and task.payload == own and task.created >= record.created:
+                return task
+        return None
+
+    done, failed = newest("done"), newest("failed")
+    is_failed = failed is not None and (done is None or failed.id > done.id)
+    return Runs(None if done is None else done.finished, failed.error if failed and is_failed else None)

@@ -17,6 +17,7 @@ from .home import Home
 from .model_files import FetchedModel, fetch_model
 from .modes import Answers, mode_operations
 from .record_types import DeploymentRecord
+from .run_records import FAILED
 from .spec import LOOP_PREFIX, Spec
 from .spec_reading import check_name, parse_loop, parse_spec
 from .trials import challenger_in_force, with_challenger
@@ -81,7 +82,7 @@ class Operations:
                 return records.update_deployment(name, status="ready", url=url)
             except BaseException:
                 mode.stop(context, name)
-                records.delete_deployment(name)
+                records.delete_deployment(name, run_status=FAILED)
                 if not was_up and not context.runner.status():
                     context.runner.down()
                 raise
@@ -195,6 +196,10 @@ class Operations:
             raise type(error)(
                 f"{error.message}\ndeployment {record.name!r} goes on with version {record.version or record.model_uri}"
             ) from error
+        if url != record.url:
+            message = (
+                message or f"restarted to be at {url} instead of {record.url}; it answered nothing meanwhile"
+            )
         return records.update_deployment(
             record.name,
             url=url,

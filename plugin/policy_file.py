@@ -1,4 +1,4 @@
-"""A policy as a file that people keep beside their code: the one import of PyYAML.
+"""A policy as a file that people keep beside their code.
 
 model: flight-late
 policy:
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound, nearest
+from mlflow_flywheel.pipelines.yaml_text import NotYaml, read_yaml, write_yaml
 
 _KEYS = ("model", "policy")
 _WIDTH = 98
@@ -39,12 +38,12 @@ def read_policy_file(path: Path) -> PolicyFile:
     Raises NotFound when there is none, BadInput that names the file and what does not fit in it.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = read_yaml(path.read_text(encoding="utf-8"), strict=True)
     except FileNotFoundError:
         raise NotFound(
             f"policy file {str(path)!r} does not exist; 'flywheel loop show MODEL --yaml' writes one"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, NotYaml) as error:
         raise BadInput(f"policy file {str(path)!r} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"policy file {str(path)!r} holds no keys; it needs model: and policy:")
@@ -66,12 +65,12 @@ def read_policy_file(path: Path) -> PolicyFile:
 
 def write_policy(model: str, policy: PolicySpec) -> str:
     """Return a policy file, each setting with its meaning; `read_policy_file` reads the same policy from it."""
-    lines = [yaml.safe_dump({"model": model}, allow_unicode=True).rstrip(), "policy:"]
+    lines = [write_yaml({"model": model}), "policy:"]
     for name, value in policy.model_dump(mode="json").items():
         meaning = PolicySpec.model_fields[name].description or ""
         lines += textwrap.wrap(meaning, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
         shown = ",".join(value) if isinstance(value, list) else value
-        lines.append(f"  {yaml.safe_dump({name: shown}, allow_unicode=True, width=1000).rstrip()}")
+        lines.append(f"  {write_yaml({name: shown}, width=1000)}")
     return "\n".join(lines) + "\n"
 
 
@@ -79,22 +78,6 @@ def changes(before: PolicySpec, after: PolicySpec) -> dict[str, tuple[Any, Any]]
     """Return the settings that differ, each with both values."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     return {name: (old[name], new[name]) for name in new if old[name] != new[name]}
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML without what silently goes wrong: of a key that stands twice, one value would be lost."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raises YAMLError for a key that stands twice."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} stands there twice", key.start_mark
-                )
-            seen.add(key.value)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
 
 
 def _text(value: Any) -> Any:

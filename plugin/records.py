@@ -29,6 +29,7 @@ from .record_types import (
     TaskStatus,
     VerdictRecord,
 )
+from .run_records import FINISHED, RunRecords, record_end
 from .usage_records import UsageRecords
 
 __all__ = ["ActionRecord", "DeploymentRecord", "Records", "Task", "VerdictRecord"]
@@ -50,7 +51,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords):
+class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords, RunRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:
@@ -132,10 +133,13 @@ class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords):
             session.flush()
             return deployment_of(row)
 
-    def delete_deployment(self, name: str) -> None:
-        """Forget a deployment; raises NotFound."""
+    def delete_deployment(self, name: str, run_status: str = FINISHED) -> None:
+        """Forget a deployment, whose run in MLflow ends so; raises NotFound."""
         with self._database.write() as session:
-            session.delete(_find_deployment(session, name))
+            row = _find_deployment(session, name)
+            if row.run_id is not None:
+                record_end(session, row.run_id, run_status)
+            session.delete(row)
 
     def enqueue(
         self,

@@ -127,7 +127,9 @@ class WebSpec(OnlineSpec):
         False, description="listen beyond this machine without a token: everybody who reaches it may ask"
     )
     tls_cert: str | None = Field(
-        None, description="PEM certificate (with its chain): https instead of http, TLS 1.2 or newer"
+        None,
+        description="PEM certificate (with its chain): https instead of http, TLS 1.2 or newer; to change between the two "
+        "later restarts the service",
     )
     tls_key: str | None = Field(None, description="the certificate's PEM key, without a password")
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(

@@ -53,9 +53,22 @@ def batch_handlers(context: Context, batch: WarmProcess) -> Handlers:
         answer: dict[str, Any] = batch.call(
             score_run, config.model_dump(mode="json"), str(folder.path), timeout=_BATCH_SECONDS
         )
-        return answer
+        if config.job_id == begun.job_id:
+            return answer
+        return {**answer, "resumed": config.job_id, "more_follows": _take_the_rest(context, task, config)}
 
     return {"batch_run": run}
+
+
+def _take_the_rest(context: Context, task: Task, config: BatchConfig) -> bool:
+    """Ask for a run over what came since the job was planned that a run has gone on with, if there may be any."""
+    from mlflow_flywheel.pipelines.batch.resuming import more_waits
+
+    if not config.incremental or not more_waits(config):
+        return False
+    key = f"batch:after:{task.id}"
+    context.records.enqueue("batch_run", task.subject, task.payload, task.requested_by, key)
+    return True
 
 
 def begin_run(context: Context, task: Task) -> tuple[BatchRun, BatchConfig]:

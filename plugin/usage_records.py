@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from mlflow_flywheel.pipelines.times import EPOCH
 
 from .database import Database
-from .usage_rows import MeterRow, UsageRow
+from .usage_rows import MeterRow, UsageRow, UsedRow
 
 SLOT = timedelta(minutes=10)
 _KEPT = timedelta(days=400)
+_SUMS = (func.sum(UsageRow.cpu_seconds), func.sum(UsageRow.gb_seconds), func.sum(UsageRow.up_seconds))
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,13 @@ class UsageRecords:
                 since, before = last.read_at, last.cpu_seconds
             if reading.read_at <= since:
                 return
-            _spread(session, process, deployed, since, reading, max(0.0, reading.cpu_seconds - before))
+            used = _used(session, process, deployed)
+            more = max(0.0, reading.cpu_seconds - before)
+            seconds = (reading.read_at - since).total_seconds()
+            _spread(session, process, deployed, since, reading, more)
+            used.cpu_seconds += more
+            used.gb_seconds += reading.memory_bytes / 1e9 * seconds
+            used.up_seconds += seconds
             session.merge(
                 MeterRow(
                     process=process,
@@ -77,14 +84,21 @@ class UsageRecords:
 
     def usage(self, start: datetime, end: datetime) -> dict[tuple[str, datetime], Usage]:
         """Return what each process used in the slots that begin in [start, end), by name and moment of deployment."""
-        sums = (func.sum(UsageRow.cpu_seconds), func.sum(UsageRow.gb_seconds), func.sum(UsageRow.up_seconds))
         query = (
-            select(UsageRow.process, UsageRow.deployed, *sums)
+            select(UsageRow.process, UsageRow.deployed, *_SUMS)
             .where(UsageRow.slot >= start, UsageRow.slot < end)
             .group_by(UsageRow.process, UsageRow.deployed)
         )
         with self._database.read() as session:
             return {(row[0], row[1]): Usage(*map(float, row[2:])) for row in session.execute(query)}
+
+    def used(self) -> dict[tuple[str, datetime], Usage]:
+        """Return what each process used in all, by name and moment of deployment, without a look at its slots."""
+        with self._database.read() as session:
+            return {
+                (row.process, row.deployed): Usage(row.cpu_seconds, row.gb_seconds, row.up_seconds)
+                for row in session.scalars(select(UsedRow))
+            }
 
     def usage_slots(self, process: str, deployed: datetime, start: datetime, end: datetime) -> list[Usage]:
         """Return what one process used in each of the slots that begin in [start, end)."""
@@ -101,11 +115,26 @@ class UsageRecords:
         """Remove what is older than 400 days."""
         with self._database.write() as session:
             session.execute(delete(UsageRow).where(UsageRow.slot < now - _KEPT))
+            left = select(UsageRow).where(
+                UsageRow.process == UsedRow.process, UsageRow.deployed == UsedRow.deployed
+            )
+            session.execute(delete(UsedRow).where(~left.exists()))
 
 
 def slot_of(moment: datetime) -> datetime:
     """Return the beginning of the slot that a moment is in."""
     return EPOCH + (moment - EPOCH) // SLOT * SLOT
+
+
+def _used(session: Session, process: str, deployed: datetime) -> UsedRow:
+    """Return the sum of a process, which begins with the slots that were counted before there were sums."""
+    row = session.get(UsedRow, (process, deployed))
+    if row is None:
+        query = select(*_SUMS).where(UsageRow.process == process, UsageRow.deployed == deployed)
+        cpu, gb, up = (float(total or 0.0) for total in session.execute(query).one())
+        row = UsedRow(process=process, deployed=deployed, cpu_seconds=cpu, gb_seconds=gb, up_seconds=up)
+        session.add(row)
+    return row
 
 
 def _spread(

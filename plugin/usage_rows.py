@@ -31,3 +31,15 @@ class MeterRow(Row):
     incarnation: Mapped[str]
     read_at: Mapped[datetime]
     cpu_seconds: Mapped[float]
+
+
+class UsedRow(Row):
+    """What one process used since it was deployed: the sum of its slots, also of those that are forgotten."""
+
+    __tablename__ = "flywheel_used"
+
+    process: Mapped[str] = mapped_column(primary_key=True)
+    deployed: Mapped[datetime] = mapped_column(primary_key=True)
+    cpu_seconds: Mapped[float]
+    gb_seconds: Mapped[float]
+    up_seconds: Mapped[float]

@@ -25,6 +25,9 @@ from .outputs import answers_of
 from .rejects import Reject
 from .wanted import Wanted
 
+_PATIENCE = 1000
+"""Rows of a chunk that a model may refuse one by one, before it has answered any, until it is taken for broken."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -141,7 +144,7 @@ class Answerer:
     def _scored(self, request: Request) -> tuple[ScoredBatch | None, dict[int, str]]:
         if self._config.on_error == "fail":
             return self._core.predict(request), {}
-        parts, refused = score_isolating(self._core.predict, request)
+        parts, refused = score_isolating(self._core.predict, request, _PATIENCE)
         if not refused:
             return parts[0].scored, {}
         return _joined([part.scored for part in parts], request, sorted(refused)), refused

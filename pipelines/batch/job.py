@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ from .outputs import Output
 from .readers import peek, read_chunks
 from .rejects import Reject, RejectsFile
 from .selection import Taken, selection_of
-from .state import DoneFile, JobState, locked
+from .state import DoneFile, JobState, locked, work_of
 from .wanted import Drop, Retype, Wanted
 from .watermark import to_json
 from .writing import NoPieces, PieceByPiece
@@ -76,15 +76,9 @@ def run_batch(
     with ExitStack() as stack:
         lock = state_dir / "jobs" / f"{quote(config.job_id, safe='')}.lock"
         stack.enter_context(locked(lock, f"batch job {config.job_id!r}"))
-        state = stack.enter_context(closing(JobState(state_dir, config.job_id, _work(config))))
+        state = stack.enter_context(closing(JobState(state_dir, config.job_id, work_of(config))))
         job = _Job(config, state, Intake(config, state, stack), scorer, progress, started)
         return job.run()
-
-
-def _work(config: BatchConfig) -> dict[str, Any]:
-    """Return what must not change between two starts of a job, or rows would be answered twice or differently."""
-    free = {"model", "deployment", "variant", "state_dir", "job_id", "threads"}
-    return {"model": describe(config.model), **config.model_dump(mode="json", exclude=free)}
 
 
 class _Job:

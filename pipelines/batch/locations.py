@@ -10,7 +10,6 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +18,7 @@ from pyarrow import fs
 
 from mlflow_flywheel.pipelines.durable import sync
 from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.stores import file_system
 
 
 @dataclass(frozen=True)
@@ -126,22 +126,9 @@ def _store(text: str, what: str) -> tuple[fs.FileSystem, str]:
             "leave them out and set the store's environment variables"
         )
     try:
-        return _file_system(parts.scheme, parts.netloc), f"{parts.netloc}{parts.path}"
+        return file_system(parts.scheme, parts.netloc), f"{parts.netloc}{parts.path}"
     except (pa.ArrowException, ValueError, ImportError, OSError) as error:
         raise BadInput(
             f"{what} {text!r} is in no store that can be reached ({str(error).splitlines()[0]}); give a local path, or "
             "the URL of a store such as s3://bucket/folder"
         ) from None
-
-
-@lru_cache(maxsize=16)
-def _file_system(scheme: str, host: str) -> fs.FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if scheme == "s3" and endpoint is not None:  # Arrow itself does not look there
-        parts = urlsplit(endpoint)
-        return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme or "https")
-    if scheme in ("s3", "gs", "gcs", "hdfs", "abfs", "abfss"):
-        return fs.FileSystem.from_uri(f"{scheme}://{host}")[0]
-    import fsspec
-
-    return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))

@@ -18,9 +18,14 @@ from urllib.parse import quote
 
 import orjson
 
+from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
+from mlflow_flywheel.pipelines.model import describe
 
 from .inputs import InputFile
+
+# The rows that made a job fail may be set aside when it goes on; those before them are the same.
+_MAY_CHANGE = ("on_error", "fail", "skip")
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,17 @@ class JobState:
     @staticmethod
     def _check_same(job_id: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         for key, value in now.items():
-            if before.get(key) != value:
+            if before.get(key) != value and (key, before.get(key), value) != _MAY_CHANGE:
                 raise BadInput(
                     f"job {job_id!r} was started with {key}={before.get(key)!r} and cannot go on with {value!r}; "
                     "start it with a new job_id"
                 )
+
+
+def work_of(config: BatchConfig) -> dict[str, Any]:
+    """Return what must not change between two starts of a job, or rows would be answered twice or differently."""
+    free = {"model", "deployment", "variant", "state_dir", "job_id", "threads"}
+    return {"model": describe(config.model), **config.model_dump(mode="json", exclude=free)}
 
 
 class SeenInputs:
@@ -147,11 +158,16 @@ class SeenInputs:
 
 def scored_before(state_dir: Path) -> frozenset[tuple[Any, ...]]:
     """Return the identities in `SeenInputs` without opening it for writing: a run may be at work."""
+    return frozenset(tuple(entry) for entry in entries_of(state_dir / "seen.jsonl"))
+
+
+def entries_of(path: Path) -> list[Any]:
+    """Return the whole entries of a journal, without touching it; none when there is no such file."""
     try:
-        data = (state_dir / "seen.jsonl").read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
-        return frozenset()
-    return frozenset(tuple(orjson.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines())
+        return []
+    return [orjson.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 @contextmanager

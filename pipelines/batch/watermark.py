@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import TIMESTAMP
+from mlflow_flywheel.pipelines.times import as_utc
 
 from .columns import is_text, parsed_times
-from .state import Journal
+from .state import Journal, entries_of
 
 _KINDS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "time": (datetime, datetime.isoformat, datetime.fromisoformat),
@@ -52,6 +53,13 @@ class Watermarks:
     @property
     def _own(self) -> list[dict[str, Any]]:
         return [entry for entry in self._journal.entries if entry["column"] == self._column]
+
+
+def mark_before(state_dir: Path, column: str) -> datetime | None:
+    """Return the newest mark of a column where it is a time, without opening `Watermarks`: a run may be at work."""
+    entries = entries_of(state_dir / "watermark.jsonl")
+    own = [from_json(entry["mark"]) for entry in entries if entry["column"] == column]
+    return as_utc(own[-1]) if own and isinstance(own[-1], datetime) else None
 
 
 def to_json(value: Any, column: str) -> Any:

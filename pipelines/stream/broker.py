@@ -13,11 +13,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 10
+_PORT, _TLS_PORT = 6650, 6651
 _WAYS_OUT = (
     'install its wheel (Linux x86_64, macOS, Windows: pip install "pulsar-lite>=0.2,<0.3"), or give the deployment '
     "the URL of a broker: -C broker=pulsar://host:6650"
@@ -109,6 +111,14 @@ def is_ready(host: str, port: int, timeout: float = 0.5) -> bool:
     except OSError:
         return False
     return True
+
+
+def takes_connections(url: str) -> bool:
+    """Tell whether something accepts connections at one of the hosts of a service URL."""
+    scheme, _, hosts = url.partition("://")
+    default = _TLS_PORT if scheme == "pulsar+ssl" else _PORT
+    places = [urlsplit(f"//{host}") for host in hosts.split("/")[0].split(",")]
+    return any(place.hostname and is_ready(place.hostname, place.port or default) for place in places)
 
 
 def wait_ready(host: str, port: int, timeout: float = 15.0) -> None:

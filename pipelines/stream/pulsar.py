@@ -31,7 +31,7 @@ from mlflow_flywheel.pipelines.config import StreamConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
 
 from .access import Access
-from .broker import store_name
+from .broker import store_name, takes_connections
 from .thread_state import keep_thread_state
 from .wire import Outgoing, Position, Received, SendFailure, batch_of_several_keys
 
@@ -438,11 +438,8 @@ def _translation(error: Exception, url: str) -> FlywheelError:
         return BadInput(f"the broker {url} does not accept this ({name}): {error}")
     if isinstance(error, pulsar.AlreadyClosed):
         return FlywheelError(f"the connection to the broker {url} was closed; open another")
-    if isinstance(error, pulsar.Timeout):  # also what the client says when its token is refused
-        return Unavailable(
-            f"the broker {url} did not answer in time; check that it runs there and, if it wants a token, the token "
-            "(broker_token_env, broker_token_file)"
-        )
+    if isinstance(error, pulsar.Timeout):
+        return _silence(url)
     if isinstance(error, pulsar.TopicNotFound):
         return Unavailable(
             f"the broker {url} has no such topic and makes none ({name}); make it, with its tenant and namespace, or "
@@ -454,6 +451,17 @@ def _translation(error: Exception, url: str) -> FlywheelError:
             "authority that signed its certificate, and that the certificate is for this host name"
         )
     return Unavailable(f"the broker {url} cannot be used now ({name}): {error}; check that it runs there")
+
+
+def _silence(url: str) -> Unavailable:
+    """Say what a timeout may mean: the client has no word for a token that the broker refuses."""
+    if not takes_connections(url):
+        return Unavailable(f"nothing answers at the broker {url}; check that it runs there")
+    return Unavailable(
+        f"the broker {url} takes connections, but did not answer this client in time; a missing, wrong or expired token "
+        "looks like that: check the token (broker_token_env, broker_token_file) or, where the broker wants none, that "
+        "it is not overloaded"
+    )
 
 
 def _received(message: Any, store: str) -> Received:

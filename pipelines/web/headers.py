@@ -36,7 +36,7 @@ class SecurityHeaders:
         self._app = app
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        added = _PAGE if _is_page(environ["PATH_INFO"]) else _DATA
+        added = _PAGE if is_page(environ["PATH_INFO"]) else _DATA
 
         def start(status: str, headers: Headers, *rest: Any) -> Any:
             said = {name.lower() for name, _ in headers} & _OURS
@@ -46,7 +46,8 @@ class SecurityHeaders:
         return self._app(environ, start)
 
 
-def _is_page(path: str) -> bool:
+def is_page(path: str) -> bool:
+    """Tell whether a path is one that people open in a browser."""
     return path in ("/", "/docs") or path.startswith("/docs/")
 
 

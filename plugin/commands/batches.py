@@ -97,6 +97,10 @@ def _mlflow_run(context: Context, task: Task) -> str | None:
 
 def _say(result: Mapping[str, Any]) -> None:
     click.echo(f"{result['rows_out']:,} rows from {result['files']} files in {result['seconds']:.1f} s")
+    if result.get("resumed"):
+        click.echo(f"the run that failed has gone on to its end (job {result['resumed']})")
+    if result.get("more_follows"):
+        click.echo("a run over what came since then follows")
     for written in result.get("outputs", []):
         click.echo(f"  {written}")
     if result.get("rejects"):

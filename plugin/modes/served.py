@@ -21,13 +21,28 @@ _POLL_SECONDS = 0.05
 
 def start_master(context: Context, config: WorkerConfig, module: str, timeout: float) -> GenerationStatus:
     """Keep a master running from now on, and return its status as soon as the configured version serves."""
-    name = config.deployment
-    file = context.home.config_file(name)
-    context.home.status_file(name).unlink(missing_ok=True)
+    file = context.home.config_file(config.deployment)
     config.save(file)
-    command = python_module(module, "--config", str(file))
-    context.runner.start(context.process(deployment_process(name), command, _STOP_SECONDS))
-    return _wait_serving(context, name, digest_of(file), timeout)
+    _keep(context, config.deployment, module)
+    return _wait_serving(context, config.deployment, digest_of(file), timeout)
+
+
+def restart_master(context: Context, config: WorkerConfig, module: str, timeout: float) -> GenerationStatus:
+    """Stop the master and start it with a configuration that it cannot go over to; nothing answers meanwhile.
+
+    When it cannot serve, the old configuration file is back in its place, and is started again.
+    """
+    file = context.home.config_file(config.deployment)
+    before = file.read_bytes()
+    _check_running(context, config.deployment)
+    context.runner.stop(deployment_process(config.deployment))
+    try:
+        return start_master(context, config, module, timeout)
+    except BaseException:
+        context.runner.stop(deployment_process(config.deployment))
+        _put_back(file, before)
+        _keep(context, config.deployment, module)
+        raise
 
 
 def swap_master(
@@ -43,11 +58,7 @@ def swap_master(
     name = config.deployment
     file = context.home.config_file(name)
     before = file.read_bytes()
-    if not _is_running(context, name):
-        raise Unavailable(
-            f"deployment {name!r} does not run now ('flywheel status'), so it cannot go over without a gap; start it "
-            "with 'flywheel up' first"
-        )
+    _check_running(context, name)
     config.save(file)
     try:
         if file.read_bytes() != before:
@@ -87,8 +98,18 @@ def master_state(context: Context, name: str) -> str:
     return "ready"
 
 
-def _is_running(context: Context, name: str) -> bool:
-    return master_state(context, name) in ("ready", "starting")
+def _keep(context: Context, name: str, module: str) -> None:
+    context.home.status_file(name).unlink(missing_ok=True)
+    command = python_module(module, "--config", str(context.home.config_file(name)))
+    context.runner.start(context.process(deployment_process(name), command, _STOP_SECONDS))
+
+
+def _check_running(context: Context, name: str) -> None:
+    if master_state(context, name) not in ("ready", "starting"):
+        raise Unavailable(
+            f"deployment {name!r} does not run now ('flywheel status'), so it cannot be changed; start it with "
+            "'flywheel up' first"
+        )
 
 
 def _wait_serving(context: Context, name: str, digest: str, timeout: float) -> GenerationStatus:

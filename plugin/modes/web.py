@@ -23,7 +23,7 @@ from mlflow_flywheel.plugin.worker_configs import worker_configs
 
 from .asking import session_for
 from .base import Answers
-from .served import master_state, start_master, stop_master, swap_master, wait_for
+from .served import master_state, restart_master, start_master, stop_master, swap_master, wait_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,11 +74,6 @@ class WebOperations:
     ) -> str | None:
         check_excluded(spec.log_exclude, model.schema)
         present = load_config(WebConfig, context.home.config_file(record.name))
-        if (spec.tls_cert is None) != (present.tls_cert is None):
-            raise BadInput(
-                f"deployment {record.name!r} serves {record.url}, and cannot change between http and https while it "
-                "serves; delete it and create it anew"
-            )
         if spec.host != present.host or spec.port not in (0, present.port):
             raise BadInput(
                 f"deployment {record.name!r} listens on {present.host}:{present.port}, and its address cannot change "
@@ -88,12 +83,15 @@ class WebOperations:
         token = keep_token(context.home, record.name, spec, kept)
         try:
             config = _config(context, record.name, spec, model, present.port, token)
-            swap_master(context, config, timeout)
+            if (config.tls_cert is None) == (present.tls_cert is None):
+                swap_master(context, config, timeout)
+            else:
+                restart_master(context, config, _MODULE, timeout)
         except BaseException:
             forget_tokens(context.home, record.name, but=_token_of(present))
             raise
         forget_tokens(context.home, record.name, but=token)
-        return record.url
+        return _url(spec, present.port)
 
     def stop(self, context: Context, name: str, forget: WebSpec | None = None) -> None:
         stop_master(context, name)

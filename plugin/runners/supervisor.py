@@ -34,9 +34,11 @@ _START_SECONDS = 30
 _ORPHAN_SECONDS = 15
 _BAD_NAME, _SPAWN_ERROR, _ALREADY_STARTED = 10, 50, 60
 _NOT_RUNNING, _ALREADY_ADDED, _STILL_RUNNING = 70, 90, 91
-# Of the shell that happened to start the supervisor, these must not reach the processes it keeps.
+# Of the shell that happened to start the supervisor, these must not reach the processes it keeps: they say what that
+# shell's own program is, and in which trace. Where traces go to (OTEL_EXPORTER_*) is meant for them.
 _NOT_INHERITED = re.compile(
     r"_MLFLOW_|MLFLOW_(RUN_ID|EXPERIMENT_ID|EXPERIMENT_NAME)$|PYTEST_|SUPERVISOR_|FLYWHEEL_PROCESS$"
+    r"|OTEL_SERVICE_NAME$|TRACEPARENT$|TRACESTATE$"
 )
 
 _CONFIG = """\

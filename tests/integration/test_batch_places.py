@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from pyarrow import fs
 from support.batches import FEATURES, answers, batch_config, logged, sum_rows, sum_scorer
 from support.stores import s3_store
 
@@ -22,8 +23,10 @@ from mlflow_flywheel.pipelines.batch import BatchProgress, run_batch, sql_input
 from mlflow_flywheel.pipelines.batch.inputs import find_inputs
 from mlflow_flywheel.pipelines.batch.locations import Location
 from mlflow_flywheel.pipelines.config import BatchConfig
+from mlflow_flywheel.pipelines.delta import DeltaLog
 from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable
 from mlflow_flywheel.pipelines.schema import Feature
+from mlflow_flywheel.pipelines.stores import table_files
 
 
 @pytest.fixture
@@ -228,3 +231,8 @@ def test_tables_and_answers_may_be_delta_tables_in_a_store(s3: str, tmp_path: Pa
     out = DeltaTable(f"{place}/answers").to_pyarrow_table()
     assert sorted(out["key"].to_pylist()) == sum_rows(130)["key"].to_pylist()
     assert logged(config).num_rows == 130
+    read_by = DeltaLog(f"{place}/tables/sum/predictions").dataset().filesystem
+    assert isinstance(read_by.base_fs, fs.S3FileSystem), (
+        "no Python, for whose lock DuckDB and Arrow's threads would wait"
+    )
+    assert [table_files(f"{kind}://flights/{uuid.uuid4().hex}") for kind in ("s3", "memory")] == [None, None]

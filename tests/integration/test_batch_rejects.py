@@ -103,6 +103,15 @@ def test_a_row_on_which_the_model_raises_is_found_and_its_neighbours_are_answere
     }
 
 
+def test_a_model_that_answers_no_row_fails_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_flywheel.pipelines.batch.answering._PATIENCE", 10)
+    features = (*FEATURES, Feature("fail", "double"))
+    pq.write_table(sum_rows(50).append_column("fail", pa.array([1.0] * 50)), folder / "in" / "a.parquet")
+    with pytest.raises(ModelError, match=r"a\.parquet'.*none of 10 rows.*asked to fail"):
+        run_batch(batch_config(folder, on_error="skip"), sum_scorer(features))
+    assert not list((folder / "out").rglob("*"))
+
+
 def test_a_file_that_does_not_fit_is_set_aside_whole(folder: Path) -> None:
     pq.write_table(sum_rows(10), folder / "in" / "a.parquet")
     pq.write_table(pa.table({"x": ["1"], "n": [1]}), folder / "in" / "b.parquet")

@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from support.models import ZooModel, numeric_frame
 
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, Unavailable
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.plugin.batch_jobs import BatchRequest, batch_config
 from mlflow_flywheel.plugin.batch_progress import RunFolder, score_run
 from mlflow_flywheel.plugin.batch_reports import report_batch_runs
@@ -29,9 +30,17 @@ from mlflow_flywheel.plugin.modes.batch import BatchOperations
 from mlflow_flywheel.plugin.prices import CPU_HOUR, Prices
 from mlflow_flywheel.plugin.record_types import Task
 from mlflow_flywheel.plugin.spec import BatchSpec
-from mlflow_flywheel.plugin.tasks import begin_run
+from mlflow_flywheel.plugin.tasks import batch_handlers, begin_run
+from mlflow_flywheel.plugin.warm_process import WarmProcess
 
 NIGHT = datetime(2024, 5, 1, tzinfo=timezone.utc)
+
+
+class InThisProcess(WarmProcess):
+    """Calls without a child."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
+        return function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,23 @@ class World:
     def do(self, task: Task) -> None:
         """Do a task to its end, good or bad, as the daemon does."""
         try:
-            run, config = begin_run(self.context, task)
-            folder = RunFolder.of(self.context.home, run.deployment, run.job_id)
-            result = score_run(config.model_dump(mode="json"), str(folder.path))
+            result = batch_handlers(self.context, InThisProcess("batch"))["batch_run"](task)
         except FlywheelError as error:
             self.context.records.fail(task.id, error.message)
         else:
             self.context.records.finish(task.id, result)
+
+    def configure(self, **changes: str) -> None:
+        config = self.context.records.deployment("nightly").config
+        self.context.records.update_deployment("nightly", config={**config, **changes})
+
+    @property
+    def output(self) -> Path:
+        return self.context.home.batch / "nightly" / "output"
+
+    @property
+    def table(self) -> pa.Table:
+        return InferenceTable.open(self.context.home.tables, self.model.ref.name).read(deployment="nightly")
 
     def report(self) -> None:
         report_batch_runs(self.context)
@@ -203,6 +222,51 @@ def test_a_run_whose_daemon_was_killed_goes_on_in_the_same_mlflow_run(world: Wor
     assert "1 of 1 inputs" in log and "0 of 1 inputs" in log
 
 
+def test_the_run_after_a_failed_one_goes_on_with_its_job(world: World) -> None:
+    records = world.context.records
+    world.configure(commit_rows="50")
+    times = pa.array(["soon" if i == 120 else f"2024-05-01T00:{i // 3:02}:00Z" for i in range(150)])
+    pq.write_table(rows(150, 500).set_column(5, "at", times), world.inbox / "b.parquet")
+    for _ in range(2):  # the second goes on and fails there again
+        asked = world.ask(by="schedule")
+        world.do(world.claim())
+        assert re.search(r"b\.parquet.*'at'.*soon", str(records.task(asked).error))
+    assert 250 <= world.table.num_rows <= 300, "the commits before the row stay"
+    failed = records.batch_run(asked)
+    pq.write_table(rows(20, 900), world.inbox / "later.parquet")
+    world.configure(commit_rows="50", on_error="skip")
+    resumed = world.ask(by="schedule")
+    world.do(world.claim())
+    rest = world.claim()
+    assert (rest.requested_by, rest.payload) == ("schedule", records.task(resumed).payload)
+    world.do(rest)
+    result = dict(records.task(resumed).result or {})
+    assert (result["rows_out"], result["rows_rejected"], result["more_follows"]) == (349, 1, True)
+    assert dict(records.task(rest.id).result or {})["rows_out"] == 20
+    table = world.table
+    assert len(set(table["client_request_id"].to_pylist())) == table.num_rows == 369
+    answered = [row for path in world.output.rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {row["prediction_id"] for row in answered} == set(table["prediction_id"].to_pylist())
+    world.report()
+    statuses = [world.run_of(task).info.status for task in (asked, resumed, rest.id)]
+    assert statuses == ["FAILED", "FINISHED", "FINISHED"], "each is an MLflow run of its own"
+    assert failed is not None and world.run_of(asked).data.tags["flywheel.job"] == failed.job_id
+    assert world.context.records.claim(["batch_run"], "daemon") is None, "nothing waits"
+
+
+def test_a_file_that_was_mended_is_another_file(world: World) -> None:
+    odd = world.inbox / "b.csv"
+    odd.write_text("a,b,c,d,key,at\n1,2,3,4,k,soon\n")
+    first = world.ask()
+    world.do(world.claim())
+    odd.write_text("a,b,c,d,key,at\n1,2,3,4,k,2024-05-01\n")
+    second = world.ask()
+    world.do(world.claim())
+    assert world.context.records.task(first).status == "failed"
+    assert dict(world.context.records.task(second).result or {})["rows_out"] == 1, "a.parquet was complete"
+    world.report()
+
+
 def test_runs_wait_for_an_mlflow_that_is_away_and_none_is_lost_or_told_twice(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,8 +320,7 @@ def test_a_back_fill_is_a_run_of_its_own_that_answers_beside_the_others(world: W
     assert run.data.tags["flywheel.trigger"] == "back-fill"
     assert run.data.tags["flywheel.span"] == "2024-05-01T00:00:00+00:00/2024-05-01T01:00:00+00:00"
     assert run.data.metrics["rows_out"] == 60
-    output = world.context.home.batch / "nightly" / "output"
-    assert {path.relative_to(output).parts[0] for path in output.rglob("*.parquet")} == {
+    assert {path.relative_to(world.output).parts[0] for path in world.output.rglob("*.parquet")} == {
         "a.parquet",
         f"run={run.data.tags['flywheel.job']}",
     }

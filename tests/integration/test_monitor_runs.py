@@ -7,11 +7,11 @@ import pytest
 from support.windows_of import WINDOW, reference_of, two_classes, window_of
 
 from mlflow_flywheel.monitors.drift import drift
+from mlflow_flywheel.monitors.ended_run import end_deployment_run
 from mlflow_flywheel.monitors.performance import performance
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.monitors.reporting import (
     deployment_run,
-    end_deployment_run,
     log_deployment_metrics,
     log_monitor_run,
     model_run,
@@ -159,7 +159,7 @@ def test_a_deployment_has_one_run_until_it_ends(client, version):
     for hour in range(3):
         log_deployment_metrics(client, run_id, {"predictions": hour}, AS_OF + timedelta(hours=hour))
     assert [p.value for p in client.get_metric_history(run_id, "predictions")] == [0, 1, 2]
-    end_deployment_run(client, run_id)
+    end_deployment_run(client, run_id, "FINISHED", AS_OF)
     assert client.get_run(run_id).info.status == "FINISHED"
     assert deployment_run(client, name, "late-web", "web") not in (run_id, other)
 

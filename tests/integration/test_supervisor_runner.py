@@ -143,14 +143,20 @@ def test_a_path_that_supervisord_cannot_read_is_refused(tmp_path: Path) -> None:
 def test_run_variables_of_the_starting_shell_do_not_reach_the_processes(
     home: Home, runner: SupervisorRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_RUN_ID", "r")
-    monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    its_own = {
+        "MLFLOW_RUN_ID": "r",
+        "_MLFLOW_SGI_NAME": "uvicorn",
+        "OTEL_SERVICE_NAME": "app",
+        "TRACEPARENT": "00-1",
+    }
+    meant = {"MLFLOW_TRACKING_TOKEN": "t", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    for name, value in (its_own | meant).items():
+        monkeypatch.setenv(name, value)
     runner.start(spec(home))
     pid = eventually(lambda: runner.status("p")[0].pid)
     environment = eventually(lambda: "FLYWHEEL_PROCESS" in (e := psutil.Process(pid).environ()) and e)
-    assert "MLFLOW_RUN_ID" not in environment and "_MLFLOW_SGI_NAME" not in environment
-    assert environment["MLFLOW_TRACKING_TOKEN"] == "t"
+    assert not its_own.keys() & environment.keys()
+    assert meant.items() <= environment.items()
 
 
 def test_a_process_that_cannot_live_is_reported(home: Home, runner: SupervisorRunner) -> None:

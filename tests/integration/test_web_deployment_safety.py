@@ -133,11 +133,16 @@ def test_a_token_lives_in_its_private_file_only(
     assert world.holders(FIRST) == [] and len(world.holders(SECOND)) == 1
 
     # what fails changes nothing
-    with pytest.raises(MlflowException, match="cannot change between http and https"):
-        world.update(tls_cert="", tls_key="")
     with pytest.raises(MlflowException, match="host=0.0.0.0 lets other machines ask"):
         world.update(auth_token_env="")
     assert world.status(SECOND) == 200
+
+    # the one change that its listener must be started anew for
+    port = world.client.get_deployment("safe")["url"].rpartition(":")[2]
+    world.update(tls_cert="", tls_key="")
+    view = world.client.get_deployment("safe")
+    assert view["url"] == f"http://127.0.0.1:{port}" and "answered nothing meanwhile" in view["message"]
+    assert [world.status(FIRST), world.status(SECOND)] == [401, 200]
 
     world.client.delete_deployment("safe")
     assert world.holders(SECOND) == [] and not world.home.secrets("safe").exists()

@@ -11,7 +11,7 @@ from support.looks import logged, look_of
 from support.windows_of import WINDOW
 
 from mlflow_flywheel.monitors.freshness import FreshnessMonitor
-from mlflow_flywheel.monitors.look import Deployed
+from mlflow_flywheel.monitors.look import Deployed, Runs
 from mlflow_flywheel.monitors.verdicts import Verdict
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.batch.waiting import InputState
@@ -40,7 +40,7 @@ def judged(deployment: Deployed, until: datetime = NOW, others: Any = (), **poli
 def test_without_a_limit_nothing_is_asked() -> None:
     assert judged(Deployed("web", "web", LONG_AGO)) is None
     assert judged(nightly(every=None)) is None and judged(nightly(inputs=None)) is None
-    assert judged(nightly(inputs=lambda as_of: None)) is None, "its input does not tell what waits"
+    assert judged(nightly(inputs=lambda as_of: InputState(NOW))) is None, "only a run can tell what waits"
 
 
 def test_an_old_newest_event_is_an_alarm_beyond_the_limit() -> None:
@@ -89,3 +89,39 @@ def test_input_that_cannot_be_looked_at_is_told_and_is_no_alarm() -> None:
     verdict = judged(nightly(inputs=away))
     assert verdict is not None and verdict.status == "unknown"
     assert verdict.summary == "web: its input cannot be looked at: the store is away"
+
+
+@pytest.mark.parametrize(
+    ("since", "every", "failure", "status"),
+    [
+        (DAY, DAY, None, "ok"),
+        (DAY, DAY, "odd", "ok"),
+        (5 * DAY / 2, DAY, None, "alarm"),
+        (None, DAY, "odd\nand more", "alarm"),
+        (5 * DAY, None, "odd", "alarm"),
+        (5 * DAY, None, None, None),
+        (-DAY, DAY, None, None),  # an old moment is looked at again
+    ],
+)
+def test_runs_that_do_not_succeed_are_an_alarm_whatever_they_read(
+    since: Any, every: Any, failure: Any, status: str | None
+) -> None:
+    runs = Runs(None if since is None else NOW - since, failure)
+    deployment = nightly(every=every, inputs=lambda as_of: InputState(NOW - DAY), runs=runs)
+    verdict = judged(deployment, max_age="3d" if every is None or status is None else "")
+    assert verdict is not None
+    if status is None:
+        assert verdict.status == "ok" and "run" not in verdict.summary
+        return
+    assert verdict.status == status
+    assert verdict.metrics["run_age_hours"] == ((since or 300 * DAY) / timedelta(hours=1))
+    if status == "ok":
+        assert verdict.summary == "web: its runs succeed, newest input 1d old"
+    elif since is None:
+        assert (
+            "web: no run has succeeded for 300d (at most 2d); the last one failed: odd, newest"
+            in verdict.summary
+        )
+    else:
+        assert verdict.summary.startswith("web: no run has succeeded for ")
+        assert verdict.evidence[0]["failure"] == failure

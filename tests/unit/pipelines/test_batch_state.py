@@ -45,6 +45,11 @@ def test_a_job_id_cannot_mean_two_things(tmp_path: Path) -> None:
     JobState(tmp_path, "j", {"model": "m 1", "input": "a"}).plan([A])
     with pytest.raises(BadInput, match=r"'j' was started with model='m 1'.*'m 2'.*new job_id"):
         JobState(tmp_path, "j", {"model": "m 2", "input": "a"})
+    JobState(tmp_path, "k", {"on_error": "fail"}).plan([A])
+    JobState(tmp_path, "k", {"on_error": "skip"})  # what stopped it is set aside
+    JobState(tmp_path, "l", {"on_error": "skip"}).plan([A])
+    with pytest.raises(BadInput, match="on_error='skip'"):
+        JobState(tmp_path, "l", {"on_error": "fail"})
 
 
 def test_seen_inputs_are_told_by_path_size_and_time(tmp_path: Path) -> None:

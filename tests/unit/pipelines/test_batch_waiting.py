@@ -12,7 +12,9 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.batch.inputs import find_inputs
 from mlflow_flywheel.pipelines.batch.state import SeenInputs
 from mlflow_flywheel.pipelines.batch.waiting import InputState, input_state
+from mlflow_flywheel.pipelines.batch.watermark import Watermarks, to_json
 from mlflow_flywheel.pipelines.delta import DeltaLog
+from mlflow_flywheel.pipelines.times import utc_now
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
@@ -54,4 +56,20 @@ def test_what_was_not_there_yet_and_input_that_is_gone_do_not_count(tmp_path: Pa
     )
     log = DeltaLog(str(tmp_path / "table"), "day", ())
     log.ensure(pa.schema([("day", pa.date32()), ("x", pa.float64())]))
-    assert input_state(str(tmp_path / "table"), tmp_path / "state", NOON) is None
+    now = utc_now()
+    found = input_state(log.uri, tmp_path, now)
+    assert found.waiting is None and found.newest is not None and now - HOUR < found.newest <= now
+    assert input_state(log.uri, tmp_path, NOON).newest is None
+
+
+def test_what_a_watermark_chooses_from_only_a_run_can_count(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a.csv", NOON - HOUR)
+    assert input_state(str(tmp_path / "in"), tmp_path, NOON, "at") == InputState(NOON - HOUR)
+    with closing(Watermarks(tmp_path, "at")) as marks:
+        for hours in (5, 2):
+            marks.advance(f"job {hours}", to_json(NOON - hours * HOUR, "at"))
+    with closing(Watermarks(tmp_path, "id")) as marks:
+        marks.advance("job", 7)
+    for column, newest in (("at", NOON - 2 * HOUR), ("id", None), ("other", None), (None, None)):
+        assert input_state("sqlite:///x", tmp_path, NOON, column, is_query=True) == InputState(newest)
+    assert input_state("sqlite:///x", tmp_path, NOON - 3 * HOUR, "at", is_query=True) == InputState(None)

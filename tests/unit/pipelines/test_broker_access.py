@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import pulsar
 import pytest
 from support.certificates import make_certificate
 
 from mlflow_flywheel.pipelines.config import ModelRef, StreamConfig
-from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.stream.access import Access
+from mlflow_flywheel.pipelines.stream.pulsar import translated
 
 
 def access(**settings: Any) -> Access:
@@ -59,3 +62,20 @@ def test_the_systems_authorities_count_where_none_is_given(tmp_path: Path) -> No
     assert "BEGIN CERTIFICATE" in Path(Access().trusted_certificates()).read_text()
     certificate, _ = make_certificate(tmp_path)
     assert Access(ca_file=certificate).trusted_certificates() == certificate
+
+
+def test_a_broker_that_takes_connections_and_says_nothing_is_asked_for_the_token() -> None:
+    def said(url: str) -> str:
+        with pytest.raises(Unavailable) as error, translated(url):
+            raise pulsar.Timeout("")
+        return error.value.message
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        here, away = (f"127.0.0.1:{each.getsockname()[1]}" for each in (silent, taken))
+        for url in (f"pulsar://{here}", f"pulsar+ssl://{away},{here}/"):
+            assert "token looks like that: check the token (broker_token_env" in said(url)
+        assert (
+            said(f"pulsar://{away}")
+            == f"nothing answers at the broker pulsar://{away}; check that it runs there"
+        )

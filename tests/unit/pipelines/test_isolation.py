@@ -88,6 +88,19 @@ def test_a_model_that_refuses_all_is_no_endless_loop() -> None:
     assert refused == dict.fromkeys(range(5), "no")
 
 
+@pytest.mark.parametrize(("good", "gives_up"), [(None, True), (0, False), (999, False), (500, True)])
+def test_patience_ends_where_a_model_answers_nothing(good: int | None, gives_up: bool) -> None:
+    model = Picky()
+    request = request_of([1.0 if i == good else -1.0 for i in range(1000)])  # 500 is in no sample of the rest
+    if gives_up:
+        with pytest.raises(ModelError, match=r"none of 20 rows.*It says: .*negative"):
+            score_isolating(model.core.predict, request, patience=20)
+        assert model.calls < 100
+    else:
+        parts, refused = score_isolating(model.core.predict, request, patience=20)
+        assert [part.start for part in parts] == [good] and len(refused) == 999
+
+
 def test_slices_keep_their_features() -> None:
     seen: list[list[float]] = []
 

@@ -67,6 +67,25 @@ def test_the_guard_lets_nobody_in_without_the_token(header: str | None) -> None:
         assert Client(Guard(app, TOKEN)).get(path, headers=headers).status_code == 200
 
 
+def test_the_guard_tells_a_browser_in_words() -> None:
+    def ask(path: str, accept: str) -> Any:
+        return Client(Guard(App(), TOKEN)).get(path, headers={"Accept": accept})
+
+    for path in ("/", "/docs"):
+        page = ask(path, "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8")
+        assert (page.status_code, page.mimetype, page.headers["WWW-Authenticate"]) == (
+            401,
+            "text/html",
+            "Bearer",
+        )
+        assert "This service needs a token" in page.text and TOKEN not in page.text
+        for accept in ("*/*", "application/json", "application/json, text/html"):
+            assert ask(path, accept).mimetype == "application/json"
+    assert ask("/invocations", "text/html").mimetype == "application/json", (
+        "no page: that is a program's habit"
+    )
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_guard_knows_its_token(scheme: str) -> None:
     answer = Client(Guard(App(), TOKEN)).post("/invocations", headers={"Authorization": f"{scheme} {TOKEN}"})

@@ -131,7 +131,8 @@ def test_prometheus_reads_what_everything_has_used(costly: Costly) -> None:
     costly.read("deployment-late-web", utc_now() - 2 * MINUTE, 2, 30.0)
     costly.context.records.add_verdict("late", "drift", EPOCH, EPOCH + MINUTE, "alarm", {})
     costly.context.records.add_verdict("late", "drift", EPOCH, EPOCH + 2 * MINUTE, "ok", {})
-    costly.context.records.add_verdict("late", "performance", EPOCH, EPOCH + 2 * MINUTE, "alarm", {})
+    for monitor in ("performance", "slices"):
+        costly.context.records.add_verdict("late", monitor, EPOCH, EPOCH + 2 * MINUTE, "alarm", {})
     families = text_string_to_metric_families(metrics_of(costly.context).decode())
     found = {(s.name, s.labels.get("monitor")): s for family in families for s in family.samples}
     used = found["flywheel_cpu_seconds_total", None]
@@ -140,6 +141,13 @@ def test_prometheus_reads_what_everything_has_used(costly: Costly) -> None:
     assert found["flywheel_alarm", "drift"].value == 0
     assert found["flywheel_alarm", "performance"].value == 1
     assert found["flywheel_verdict_window_end_seconds", "drift"].value == 120
+    assert ("flywheel_alarm", "slices") not in found, "no policy asks for slices"
+    costly.context.records.set_policy("late", {"monitors": ["-performance"], "slices": ["carrier"]})
+    families = text_string_to_metric_families(metrics_of(costly.context).decode())
+    switched = {
+        s.labels["monitor"]: s.value for f in families for s in f.samples if s.name == "flywheel_alarm"
+    }
+    assert switched == {"drift": 0, "slices": 1}
 
 
 def test_the_series_have_a_point_for_every_ten_minutes_that_ended(

@@ -10,7 +10,9 @@ import pytest
 
 from mlflow_flywheel.monitors.decisions import Episode, PolicyState
 from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.plugin.gating import refused_before
+from mlflow_flywheel.plugin.policy_memory import policy_memory
 from mlflow_flywheel.plugin.record_types import ActionRecord
 from mlflow_flywheel.plugin.records import Records
 
@@ -49,3 +51,12 @@ def test_attempts_in_the_alarm_that_asks_for_them_count_however_old(
     attempt(records, 0), attempt(records, 10), attempt(records, 30)
     present = attempt(records, 60, "running")
     assert refused_before(records, PolicySpec(), present, "1", T0 + 50 * DAY) == counted
+
+
+def test_a_memory_of_another_version_names_its_row_and_the_remedy() -> None:
+    memory = PolicyState(attempts=(T0,)).model_dump(mode="json")
+    assert policy_memory("m", memory).attempts == (T0,)
+    with pytest.raises(BadInput) as refused:
+        policy_memory("o'hare", {**memory, "streak": 3})
+    assert 'policy of "o\'hare"' in refused.value.message and "streak: Extra inputs" in refused.value.message
+    assert "DELETE FROM flywheel_policy_state WHERE model = 'o''hare'" in refused.value.message

@@ -14,11 +14,13 @@ from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
+from mlflow_flywheel.pipelines.errors import NotFound
 from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, StreamStats, read_stats, stats_file
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.metrics import MetricsServer, metrics_of
+from mlflow_flywheel.plugin.series import add_points, end_runs
 from mlflow_flywheel.plugin.stream_series import StreamSeries
 
 NAME = 'odd"name\\'
@@ -188,3 +190,29 @@ def test_a_stream_that_works_has_series_and_one_point_of_rest(
         series.log(context)
     assert len(points("lag_seconds")) == 2
     assert points("messages_per_second")[-1] == 0.0
+
+
+def test_the_run_of_a_deployment_ends_with_it(context: Context, tracking_uri: str) -> None:
+    context.home.bind(tracking_uri)
+    records, client = context.records, MlflowClient(tracking_uri)
+
+    def points(model: str) -> str:
+        deployment = records.update_deployment("late-stream", model_name=model)
+        add_points(client, records, deployment, {"rows": 1.0}, utc_now())
+        return str(records.deployment("late-stream").run_id)
+
+    def statuses(*run_ids: str) -> list[str]:
+        end_runs(context)
+        return [client.get_run(run_id).info.status for run_id in run_ids]
+
+    of_other_model, present = (points(f"late-{uuid.uuid4().hex[:8]}") for _ in range(2))
+    assert statuses(of_other_model, present) == ["FINISHED", "RUNNING"]
+    deployment = records.deployment("late-stream")
+    records.delete_deployment("late-stream", run_status="FAILED")
+    assert statuses(present) == ["FAILED"]
+    with pytest.raises(NotFound):  # who writes points had looked before it was deleted
+        add_points(client, records, deployment, {"rows": 2.0}, utc_now())
+    ((late, status, _),) = records.ended_runs()
+    client.delete_run(late)
+    end_runs(context)
+    assert (late != present, status, records.ended_runs()) == (True, "FINISHED", [])

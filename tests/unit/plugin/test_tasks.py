@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_flywheel.monitors.look import Runs
+from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin import tasks
+from mlflow_flywheel.plugin.batch_jobs import BatchRequest
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.looking import runs_of
 
 
 @pytest.fixture
@@ -118,3 +122,31 @@ def test_a_request_of_a_person_becomes_one_action(context: Context) -> None:
 def test_tables_of_models_that_nobody_has_asked_yet_need_no_care(context: Context) -> None:
     add(context, "web", "web")
     tasks.maintain_tables(str(context.home.path))
+
+
+def test_how_the_runs_over_a_deployments_own_input_went(context: Context) -> None:
+    add(context, "nightly", "batch", input="/data")
+    records = context.records
+
+    def run(request: BatchRequest, error: str | None = None) -> datetime:
+        records.enqueue("batch_run", "nightly", request.payload(), "schedule")
+        task = records.claim(["batch_run"], "daemon")
+        assert task is not None
+        records.finish(task.id, {}) if error is None else records.fail(task.id, error)
+        return utc_now()
+
+    def runs(as_of: datetime) -> Runs:
+        return runs_of(records, records.deployment("nightly"), as_of)
+
+    own, other = BatchRequest(), BatchRequest(input="/else")
+    run(other), run(other, "not this one")
+    before = utc_now()
+    assert runs(before) == Runs(None)
+    good = run(own)
+    bad = run(own, "odd")
+    run(other)
+    assert runs(before) == Runs(None) and runs(good).failure is None
+    found = runs(bad)
+    assert found.failure == "odd" and found.succeeded is not None and before <= found.succeeded <= good
+    run(own)
+    assert runs(utc_now()).failure is None

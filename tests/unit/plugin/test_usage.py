@@ -13,10 +13,12 @@ from uuid import uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import delete
 
 from mlflow_flywheel.plugin.metering import read_process
 from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.usage_records import SLOT, Reading, Usage, slot_of
+from mlflow_flywheel.plugin.usage_rows import UsedRow
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
 LONG_AGO, DAY = NOON - timedelta(days=30), timedelta(days=1)
@@ -76,8 +78,21 @@ def test_old_usage_is_forgotten(records: Records) -> None:
     records.add_reading("p", LONG_AGO, reading(1, 5.0))
     records.forget_old_usage(NOON + timedelta(days=399))
     assert total(records).cpu_seconds == 5.0
+    assert records.used() == {("p", LONG_AGO): Usage(5.0, 60.0, 60.0)}
+    records.add_reading("q", LONG_AGO, reading(1, 5.0))
+    records.add_reading("q", LONG_AGO, reading(2 * 24 * 60, 6.0))
     records.forget_old_usage(NOON + timedelta(days=401))
     assert total(records) == Usage()
+    ((kept, used),) = records.used().items()
+    assert (kept, used.cpu_seconds) == (("q", LONG_AGO), 6.0), "what is counted never shrinks"
+
+
+def test_the_sum_of_a_process_begins_with_what_was_counted_before_there_were_sums(records: Records) -> None:
+    records.add_reading("p", LONG_AGO, reading(15, 5.0))
+    with records._database.write() as session:
+        session.execute(delete(UsedRow))
+    records.add_reading("p", LONG_AGO, reading(16, 6.0))
+    assert records.used() == {("p", LONG_AGO): Usage(6.0, 16 * 60.0, 16 * 60.0)}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +110,8 @@ def test_the_slots_add_up_to_what_was_read(shared_records: Records, steps: list[
     for pause, more in steps:
         minutes, cpu = minutes + pause, cpu + more
         shared_records.add_reading(process, LONG_AGO, reading(minutes, cpu))
-    found = total(shared_records, process)
+    found, used = total(shared_records, process), shared_records.used()[process, LONG_AGO]
+    assert vars(used) == pytest.approx(vars(found))
     assert found.cpu_seconds == pytest.approx(cpu)
     assert found.up_seconds == pytest.approx(minutes * 60)
 
