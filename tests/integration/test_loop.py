@@ -214,22 +214,20 @@ def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(
     world.register_classifier()
     client = MlflowClient(home.tracking_uri)
     world.serve(range(10), 40)
-    for number, (command, status, said) in enumerate(
+    cases = (
+        ("ls $(dirname {training_set}); exit 3", "90s", "FAILED", "it said:\nlineage.json\ntrain.parquet"),
         (
-            ("ls $(dirname {training_set}); exit 3", "FAILED", "it said:\nlineage.json\ntrain.parquet"),
-            (
-                "test -s {training_set} && echo {seed}",
-                "FAILED",
-                "finished without logging a model in its run",
-            ),
-            ("sleep 60", "KILLED", "was killed after 1 s; the champion serves on"),
-        )
-    ):
+            "test -s {training_set} && echo {seed}",
+            "90s",
+            "FAILED",
+            "finished without logging a model in its run",
+        ),
+        ("sleep 600", "1s", "KILLED", "was killed after 1 s; the champion serves on"),
+    )
+    for number, (command, timeout, status, said) in enumerate(cases):
         entry = {"parameters": {"training_set": "path", "seed": "float"}, "command": command}
         (tmp_path / "MLproject").write_text(json.dumps({"entry_points": {"retrain": entry}}))
-        records.set_policy(
-            model, QUICK | {"retrain_with": str(tmp_path), "retrain_timeout": f"{1 + number % 2 * 9}s"}
-        )
+        records.set_policy(model, QUICK | {"retrain_with": str(tmp_path), "retrain_timeout": timeout})
         action = records.add_action(model, "retrain", "a test", {}, day(10), f"key {number}")
         failed = run_retraining(home, records, model, "a test", day(10), action)
         assert failed["status"] == "failed" and not failed["promoted"]
