@@ -9,13 +9,15 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from mlflow_flywheel.pipelines.config import Frozen
+from mlflow_flywheel.pipelines.config import ClassBalance, Frozen, RowsKept
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
+from mlflow_flywheel.pipelines.own_code import EnvironmentManager, is_function
 
 from .all import NAMES
 from .floors import Floor, parse_floor
 from .quiet_hours import QuietHours, parse_quiet_hours
 from .slicing import Slices, parse_slices
+from .training_settings import NamedWindow, check_code, check_name, check_parameters, parse_windows
 from .windows import Duration, format_duration
 
 LABELS, SCHEDULE = "labels", "schedule"
@@ -149,7 +151,35 @@ class PolicySpec(Frozen):
         description='hours of the day, such as "22:00-06:00", in which no retraining is started and nobody is alerted',
     )
     training_window: Duration = Field(timedelta(days=90), description="span of labelled rows to train on")
-    max_rows: int = Field(1_000_000, ge=100, description="most rows to train on; the newest are kept")
+    training_windows: Annotated[tuple[NamedWindow, ...], BeforeValidator(parse_windows)] = Field(
+        (),
+        validate_default=True,
+        description='windows to choose from, such as "30d,90d,all" (all: training_window and the reference): each is '
+        "tried on the newest training rows, in the order of time, and the best one is trained on; empty: no choice, all "
+        "of training_window",
+    )
+    recency_half_life: Annotated[Duration | None, BeforeValidator(_read_bound)] = Field(
+        None,
+        description="a training row counts half as much for each such time that it is older than the newest; empty: all "
+        "count alike",
+    )
+    class_balance: ClassBalance = Field(
+        "none",
+        description="rare classes count more (weights), or frequent ones are drawn from (downsample); either shifts the "
+        "probabilities towards the rare classes",
+    )
+    class_ratio: float = Field(
+        1.0, ge=1, description="most rows of a class for each row of the rarest (downsample)"
+    )
+    max_rows: int = Field(1_000_000, ge=100, description="most rows to train on")
+    rows_kept: RowsKept = Field(
+        "newest",
+        description="which rows when there are more than max_rows: the newest, or random ones of the whole window, drawn "
+        "with training_seed",
+    )
+    training_seed: int = Field(
+        0, ge=0, description="seed of what is drawn, and of estimators whose random_state was left open"
+    )
     holdout_share: float = Field(
         0.2, gt=0, lt=1, description="newest share of the rows held out for the gate"
     )
@@ -164,6 +194,25 @@ class PolicySpec(Frozen):
     )
     gate_max_size_ratio: float = Field(
         0.0, ge=0, description="most times as large as the champion that a challenger may be; 0: any"
+    )
+    retrain_with: str = Field(
+        "",
+        description="whose code trains: empty: the champion's estimator is refitted; else an MLflow project (an absolute "
+        "folder, a git or zip URI), or module:function",
+    )
+    retrain_entry_point: str = Field(
+        "retrain", description="entry point of the project, or a .py or .sh file in it"
+    )
+    retrain_version: str = Field(
+        "", description="git commit or branch of the project; empty: its default branch"
+    )
+    retrain_environment: EnvironmentManager = Field(
+        "local",
+        description="where the project runs: local (where mlflow-flywheel is installed), or an environment made from its "
+        "python_env.yaml by virtualenv (needs pyenv) or uv",
+    )
+    retrain_parameters: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        (), description='further parameters of the project or function, such as "epochs=20,depth=3"'
     )
     retrain_timeout: Duration = Field(
         timedelta(hours=1), description="longest time that a retraining's run may take; then it is killed"
@@ -214,6 +263,10 @@ class PolicySpec(Frozen):
                 )
         return value
 
+    _code = field_validator("retrain_with")(check_code)
+    _names = field_validator("retrain_entry_point", "retrain_version")(check_name)
+    _parameters = field_validator("retrain_parameters")(check_parameters)
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -224,7 +277,13 @@ class PolicySpec(Frozen):
         return value
 
     @field_validator(
-        "window", "retrain_every", "budget_period", "training_window", "retrain_timeout", "max_age"
+        "window",
+        "retrain_every",
+        "budget_period",
+        "training_window",
+        "retrain_timeout",
+        "max_age",
+        "recency_half_life",
     )
     @classmethod
     def _positive(cls, value: timedelta | None) -> timedelta | None:
@@ -240,6 +299,12 @@ class PolicySpec(Frozen):
         every = _ALL in named or (left_out and not named)
         return tuple(name for name in NAMES if (every or name in named) and name not in left_out)
 
+    @property
+    def training_span(self) -> timedelta:
+        """How far back any training may look."""
+        named = (window.length for window in self.training_windows if window.length is not None)
+        return max((self.training_window, *named))
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> PolicySpec:
         """Read settings as they were written, strings included.
@@ -253,13 +318,27 @@ class PolicySpec(Frozen):
                     f"unknown loop setting {key!r}{nearest(key, cls.model_fields)}; known: {known}"
                 )
         try:
-            return cls.model_validate(dict(raw))
+            policy = cls.model_validate(dict(raw))
         except ValidationError as error:
             complaints = (
                 f"{'.'.join(map(str, e['loc'][:1]))}={e['input']!r}: {e['msg'].removeprefix('Value error, ')}"
                 for e in error.errors()
             )
             raise BadInput(f"loop settings do not fit: {'; '.join(complaints)}") from None
+        policy._check_together()
+        return policy
+
+    def _check_together(self) -> None:
+        if self.retrain_with and self.training_windows:
+            raise BadInput(
+                "loop settings do not fit: training_windows is for the refit of the champion's estimator, and "
+                f"retrain_with={self.retrain_with!r} trains otherwise; choose the window there, or empty one of the two"
+            )
+        if is_function(self.retrain_with) and (self.retrain_environment != "local" or self.retrain_version):
+            raise BadInput(
+                f"loop settings do not fit: {self.retrain_with!r} is imported where mlflow-flywheel is installed; "
+                "retrain_environment and retrain_version are for MLflow projects"
+            )
 
     def changed(self, raw: Mapping[str, Any]) -> PolicySpec:
         """Return this policy with the given settings replaced; the others keep their values."""

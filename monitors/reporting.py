@@ -31,7 +31,7 @@ from .windows import Window, epoch_ms
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
 REPORT_ARTIFACT = "reports/drift.html"
 OVERVIEW_ARTIFACT = "reports/overview.html"
@@ -219,27 +219,36 @@ def _log_window(
     model_id: str | None,
 ) -> tuple[str, str] | None:
     """Link the window to the run as its dataset: where it is and what it looks like, without reading it again."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+    from mlflow.entities import LoggedModelInput
 
     if rows is None or window is None:
         return None
     place = {"path": source, "delta_table_version": table_version, "window": str(window)}
     digest = sha256(json.dumps([place, rows.num_rows], sort_keys=True).encode()).hexdigest()[:8]
+    link = table_input(f"{model} window", place, digest, rows.schema, rows.num_rows, "monitoring")
+    client.log_inputs(run_id, [link], [LoggedModelInput(model_id)] if model_id else None)
+    return link.dataset.name, digest
+
+
+def table_input(
+    name: str, place: Mapping[str, Any], digest: str, schema: pa.Schema, rows: int, context: str
+) -> DatasetInput:
+    """Return rows of a Delta table as a dataset that MLflow shows with a run; none of their values is in it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     columns = [
         {"type": _mlflow_type(field.type), "name": field.name, "required": False}
-        for field in list(rows.schema)[:_MOST_COLUMNS]
+        for field in list(schema)[:_MOST_COLUMNS]
     ]
     dataset = Dataset(
-        name=f"{model} window",
+        name=name,
         digest=digest,
         source_type="delta_table",
         source=json.dumps(place),
         schema=json.dumps({"mlflow_colspec": columns}),
-        profile=json.dumps({"num_rows": rows.num_rows}),
+        profile=json.dumps({"num_rows": rows}),
     )
-    link = DatasetInput(dataset, [InputTag("mlflow.data.context", "monitoring")])
-    client.log_inputs(run_id, [link], [LoggedModelInput(model_id)] if model_id else None)
-    return dataset.name, digest
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _mlflow_type(kind: pa.DataType) -> str:

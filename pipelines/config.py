@@ -19,6 +19,8 @@ StartPosition = Literal["earliest", "latest"] | AwareDatetime
 OnError = Literal["fail", "skip"]
 AdjustKind = Literal["bias", "recalibrate", "partial_fit"]
 Adjust = Literal["off", "bias", "recalibrate", "partial_fit"]
+ClassBalance = Literal["none", "weights", "downsample"]
+RowsKept = Literal["newest", "random"]
 C = TypeVar("C", bound="Frozen")
 
 

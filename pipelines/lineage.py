@@ -5,14 +5,15 @@ Apart from how it is built, because a retraining process reads it and should not
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 from pydantic import Field
 
-from .config import Frozen
+from .config import ClassBalance, Frozen, RowsKept
 from .errors import BadInput, NotFound
+from .own_code import ProjectSpec
 from .training_files import EVENT_TIME, LABEL, read_rows
 
 TRAIN_FILE = "train.parquet"
@@ -21,14 +22,21 @@ LINEAGE_FILE = "lineage.json"
 
 
 class TrainingSetSpec(Frozen):
-    """Everything that decides which rows are in a training set; times are UTC."""
+    """Everything that decides which rows are in a training set and what they count; times are UTC."""
 
     model: str = Field(description="registered model name")
     parent_version: str = Field(description="version in force, whose estimator is refitted")
     start: datetime = Field(description="first event time of the training window")
     as_of: datetime = Field(description="end of the window; labels count when they were true before it")
     known_at: datetime = Field(description="labels count when they were received before it")
-    max_rows: int = Field(1_000_000, ge=1, description="most rows to train on; the newest are kept")
+    max_rows: int = Field(1_000_000, ge=1, description="most rows to train on")
+    rows_kept: RowsKept = Field("newest", description="which ones, when there are more")
+    half_life: timedelta | None = Field(None, description="a row so much older than the newest counts half")
+    class_balance: ClassBalance = "none"
+    class_ratio: float = Field(1.0, ge=1, description="most rows of a class for each row of the rarest")
+    windows: dict[str, timedelta | None] = Field(
+        default_factory=dict, description="windows to choose from by name; None: all of the rows"
+    )
     holdout_share: float = Field(0.2, gt=0, lt=1)
     holdout_rows: int = Field(20_000, ge=1, description="most rows held out")
     holdout_not_before: datetime | None = Field(
@@ -49,6 +57,9 @@ class Lineage(TrainingSetSpec):
     holdout_rows_found: int
     train_hash: str
     holdout_hash: str
+    project: ProjectSpec | None = Field(None, description="who trains; None: our own project")
+    chosen_window: str | None = Field(None, description="which of the windows the model was fitted to")
+    environment: dict[str, str] = Field(default_factory=dict, description="versions of what trained")
 
     @classmethod
     def load(cls, path: Path) -> Lineage:

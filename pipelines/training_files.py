@@ -24,6 +24,7 @@ PREDICTION = "prediction"
 PREDICTION_PROBA = "prediction_proba"
 EVENT_TIME = "flywheel.event_time"
 PREDICTION_ID = "flywheel.prediction_id"
+WEIGHT = "flywheel.weight"
 
 REFERENCE_ARTIFACT = "flywheel/reference.parquet"
 LINEAGE_ARTIFACT = "flywheel/lineage.json"

@@ -19,10 +19,8 @@ from .lineage import HOLDOUT_FILE, LINEAGE_FILE, TRAIN_FILE, Lineage, TrainingSe
 from .schema import TIMESTAMP, FeatureSchema
 from .scoring import FEATURE_PREFIX
 from .times import as_utc
-from .training_files import EVENT_TIME, LABEL, PREDICTION_ID, content_hash, read_rows, write_rows
-
-# Below this many rows neither a fit nor a comparison says anything.
-MIN_ROWS = 50
+from .training_files import EVENT_TIME, LABEL, PREDICTION_ID, WEIGHT, content_hash, read_rows, write_rows
+from .training_rows import MIN_ROWS, bounded, thinned, weights
 
 
 def build_training_set(
@@ -31,7 +29,8 @@ def build_training_set(
     """Write a training set to `folder`; `base` is the local file of the reference that `spec.base` names.
 
     Dated rows of the base count when they lie in the training window and before the hold-out; undated ones are taken
-    as older than every logged row. Raises BadInput when too few labelled rows are left on either side of the cut.
+    as older than every logged row. When a window is to be chosen, classes are balanced and rows weighed for each by
+    whoever fits. Raises BadInput when too few labelled rows are left on either side of the cut.
     """
     table = InferenceTable.open(tables, spec.model)
     spec = spec.model_copy(update={"table_versions": spec.table_versions or table.versions()})
@@ -42,7 +41,9 @@ def build_training_set(
     if base is not None:
         train = pa.concat_tables([_base_rows(base, spec, schema, labelled, cut), train])
     base_rows = train.num_rows - logged_rows
-    train = train.slice(max(0, train.num_rows - spec.max_rows))
+    train = bounded(train, spec)
+    if not spec.windows:
+        train = thinned(train, spec)
     if train.num_rows < MIN_ROWS or holdout.num_rows < MIN_ROWS:
         raise BadInput(
             f"model {spec.model!r} has too few labelled rows between {spec.start:%Y-%m-%d %H:%M} and "
@@ -50,6 +51,9 @@ def build_training_set(
             f"train on (with the reference) and {holdout.num_rows} to hold out, at least {MIN_ROWS} each; send more "
             "feedback or widen loop.training_window"
         )
+    weight = None if spec.windows else weights(train, spec)
+    if weight is not None:
+        train = train.append_column(WEIGHT, pa.array(weight))
     lineage = Lineage(
         **spec.model_dump(),
         holdout_start=cut,

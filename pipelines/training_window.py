@@ -54,6 +54,9 @@ class TrainingWindow:
     def of_lineage(cls, lineage: Lineage) -> TrainingWindow:
         """Return the window of a version that a retraining made; the gate judged it on what was held out."""
         start, end, chosen = map(as_utc, (lineage.start, lineage.holdout_start, lineage.as_of))
+        length = lineage.windows.get(lineage.chosen_window or "")
+        if length is not None:
+            start = max(start, end - length)
         return cls("the lineage of its retraining", start, end, chosen)
 
     @property

@@ -178,7 +178,7 @@ def _trained_at(occasion: Occasion, state: PolicyState) -> datetime | None:
 def _new_labels(occasion: Occasion, trained_at: datetime | None) -> int:
     """Count labels that a training as of now could use and that were not true yet at the last one."""
     found = occasion.turn.table.read(
-        start=occasion.turn.as_of - occasion.turn.look.policy.training_window,
+        start=occasion.turn.as_of - occasion.turn.look.policy.training_span,
         end=occasion.turn.as_of,
         variant=CHAMPION,
         labelled=True,

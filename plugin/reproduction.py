@@ -14,39 +14,65 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError, NotFound
 from mlflow_flywheel.pipelines.lineage import Lineage
 from mlflow_flywheel.pipelines.model import load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
+from mlflow_flywheel.pipelines.retrain import CHOSEN_WINDOW, VALIDATION
 from mlflow_flywheel.pipelines.training_files import LINEAGE_ARTIFACT
 from mlflow_flywheel.pipelines.training_set import rebuild_training_set
 
 from .context import Context
 from .gating import Challenge
-from .retraining import RETRAINING, new_run, train
+from .retraining import RETRAINING, fail_run, new_run
+from .training import CODE_TAG, HOLDOUT, train, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 REPRODUCTION = "reproduction"
-_HOLDOUT = "holdout_"
 # Sums in another order differ in the last digits.
 _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A retraining that was done again: the new run, and each metric of both on the same hold-out."""
+    """A retraining that was done again: the new run, and each metric of both, on the same hold-out or in the search.
+
+    `window` is the training window that was chosen then and now, `code` the hash of the user's own code; empty where
+    there is none, or nobody can say.
+    """
 
     run_id: str
     again: str
     lineage: Lineage
     metrics: Mapping[str, tuple[float, float | None]]
+    window: tuple[str, str] = ("", "")
+    code: tuple[str, str] = ("", "")
 
     @property
     def equal(self) -> bool:
-        """Whether every metric came out the same."""
-        return bool(self.metrics) and all(
-            now is not None and abs(then - now) <= _TOLERANCE * max(1.0, abs(then))
-            for then, now in self.metrics.values()
+        """Whether the same window was chosen and every metric came out the same."""
+        return (
+            bool(self.metrics)
+            and self.window[0] == self.window[1]
+            and all(
+                now is not None and abs(then - now) <= _TOLERANCE * max(1.0, abs(then))
+                for then, now in self.metrics.values()
+            )
         )
+
+    @property
+    def other_code(self) -> bool:
+        """Whether the code is not what it was, or nobody can say."""
+        return self.lineage.project is not None and (not self.code[0] or self.code[0] != self.code[1])
+
+    @property
+    def other_versions(self) -> dict[str, tuple[str, str]]:
+        """What trains here in another version than then, with both."""
+        now = versions()
+        return {
+            name: (then, now.get(name, "none"))
+            for name, then in self.lineage.environment.items()
+            if now.get(name) != then
+        }
 
 
 def reproduce(context: Context, run_id: str) -> Reproduction:
@@ -61,7 +87,7 @@ def reproduce(context: Context, run_id: str) -> Reproduction:
     run = _retraining(client, run_id)
     model = run.data.tags[MODEL_TAG]
     name = run.data.tags.get("mlflow.runName", run_id)
-    then = {key: value for key, value in run.data.metrics.items() if key.startswith(_HOLDOUT)}
+    then = {key: value for key, value in run.data.metrics.items() if key.startswith(HOLDOUT)}
     if not then:
         raise BadInput(f"run {run_id!r} ({name}) trained no model, so there is nothing to compare with")
     parent_uri = f"models:/{model}/{run.data.tags['flywheel.parent']}"
@@ -72,6 +98,8 @@ def reproduce(context: Context, run_id: str) -> Reproduction:
         _downloaded(client, f"runs:/{run_id}/{LINEAGE_ARTIFACT}", context.home.path / REPRODUCTION)
     )
     lineage = Lineage.load(lineage_file)
+    if lineage.windows:
+        then |= {key: value for key, value in run.data.metrics.items() if key.startswith(VALIDATION)}
     reason = f"run {run_id} again"
     again = new_run(client, experiment, parent, reason, lineage.as_of, REPRODUCTION)
     policy = PolicySpec.parse(context.records.policy(model))
@@ -82,15 +110,22 @@ def reproduce(context: Context, run_id: str) -> Reproduction:
         base = Path(_downloaded(client, lineage.base, attempt.folder / "base")) if lineage.base else None
         schema = load_scorer(parent_ref).schema
         made = rebuild_training_set(lineage, context.home.tables, schema, attempt.folder / "set", base)
-        train(attempt, made, parent_ref.path)
-        now = client.get_run(again).data.metrics
+        train(attempt, made, lineage.project, parent_ref.path)
+        now = client.get_run(again).data
     except BaseException:
-        client.set_terminated(again, "FAILED")
+        fail_run(client, again)
         raise
     finally:
         shutil.rmtree(attempt.folder, ignore_errors=True)
         shutil.rmtree(context.home.path / REPRODUCTION, ignore_errors=True)
-    return Reproduction(run_id, again, lineage, {key: (value, now.get(key)) for key, value in then.items()})
+    return Reproduction(
+        run_id,
+        again,
+        lineage,
+        {key: (value, now.metrics.get(key)) for key, value in then.items()},
+        (run.data.params.get(CHOSEN_WINDOW, ""), now.params.get(CHOSEN_WINDOW, "")),
+        (run.data.tags.get(CODE_TAG, ""), now.tags.get(CODE_TAG, "")),
+    )
 
 
 def _retraining(client: MlflowClient, run_id: str) -> Run:

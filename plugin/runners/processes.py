@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,15 @@ def in_kept_process() -> bool:
 
 def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process]:
     """Return the running processes of this home (or of one kept process), without the caller and its ancestors."""
+    mark = {HOME_MARK: str(home)}
+    return processes_with(mark if name is None else mark | {NAME_MARK: name})
+
+
+def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
+    """Return the running processes that were started with these in their environment, whoever their parent is now.
+
+    The caller and its ancestors are left out.
+    """
     own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
@@ -33,24 +42,13 @@ def marked_processes(home: Path, name: str | None = None) -> list[psutil.Process
             continue
         try:
             environment = environment_of(process)
-            if environment.get(HOME_MARK) != str(home) or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-        except (psutil.Error, OSError):
-            continue  # somebody else's, or already gone
-        if name is None or environment.get(NAME_MARK) == name:
-            found.append(process)
-    return found
-
-
-def descendants_with(variable: str, value: str) -> list[psutil.Process]:
-    """Return the processes that this one started, or they did, whose environment has the variable with this value."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if environment_of(process).get(variable) == value:
+            if (
+                all(environment.get(key) == value for key, value in variables.items())
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # gone meanwhile
+            continue  # somebody else's, or already gone
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from support.daemons import running_daemon
 from support.loops import LoopWorld, day
 from support.waiting import eventually
 
+from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.plugin.home import Home
-from mlflow_flywheel.plugin.project_run import run_project
+from mlflow_flywheel.plugin.project_run import Launch, run_project
 from mlflow_flywheel.plugin.release import GATE_TAG
+from mlflow_flywheel.plugin.runners.processes import wait_gone
 
 SLEEPER = """
 name: sleeper
@@ -41,19 +44,47 @@ def test_a_project_that_takes_too_much_is_ended_and_its_run_is_killed(
     (tmp_path / "MLproject").write_text(SLEEPER)
     run = client.create_run("0")
     outcome = run_project(
-        str(tmp_path),
-        {},
+        lambda: Launch(str(tmp_path)),
         run_id=run.info.run_id,
         experiment_id="0",
         environment={"MLFLOW_TRACKING_URI": tracking_uri},
         log_file=tmp_path / "project.log",
         **bounds,
     )
-    assert outcome.status == "KILLED" and said in outcome.bound
+    assert outcome.status == "KILLED" and said in outcome.reason
     assert client.get_run(run.info.run_id).info.status == "KILLED"
     assert not [
         p for p in psutil.Process().children(recursive=True) if "threading.Event" in " ".join(p.cmdline())
     ]
+
+
+def test_what_a_project_left_running_goes_with_it_and_one_that_cannot_be_fetched_says_why(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    client = MlflowClient(tracking_uri)
+    left = "setsid sleep 1000 > /dev/null 2>&1 & echo $! > sleeper"
+    (tmp_path / "MLproject").write_text(json.dumps({"entry_points": {"main": {"command": left}}}))
+
+    def nowhere() -> Launch:
+        raise BadInput("there is no such project")
+
+    outcomes = [
+        run_project(
+            prepare,
+            run_id=client.create_run("0").info.run_id,
+            experiment_id="0",
+            environment={"MLFLOW_TRACKING_URI": tracking_uri},
+            log_file=tmp_path / "project.log",
+            timeout=100.0,
+        )
+        for prepare in (lambda: Launch(str(tmp_path)), nowhere)
+    ]
+    assert [outcome.status for outcome in outcomes] == ["FINISHED", "FAILED"]
+    assert outcomes[1].reason == "there is no such project"
+    assert wait_gone([int((tmp_path / "sleeper").read_text())], 0) == []
 
 
 def test_a_retraining_whose_daemon_was_killed_is_done_by_the_next_one_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ QUICK = {
 }
 
 
+# everything about the rows that can be asked for: what is learned from them must come out the same again
+CAREFUL = {
+    "training_windows": "20d,all",
+    "recency_half_life": "20d",
+    "class_balance": "weights",
+    "max_rows": "1500",
+    "rows_kept": "random",
+    "training_seed": "7",
+}
 CALM = [
     ("drift", "ok"),
     ("performance", "ok"),
@@ -62,7 +72,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     home, records, model = world.home, world.records, world.name
     assert world.register_classifier() == "1"
     world.deploy("shop-web", "shop-app")
-    records.set_policy(model, QUICK)
+    records.set_policy(model, QUICK | CAREFUL)
     world.serve(range(20), 30, deployments=("shop-web", "shop-app"))
     calm = run_monitors(home, records, model, day(20))
     assert [(v["monitor"], v["status"]) for v in calm["verdicts"]] == CALM, calm["verdicts"]
@@ -109,6 +119,9 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
     context.records.close()
     assert same.equal and "holdout_log_loss" in same.metrics, same.metrics
     assert client.get_run(same.again).data.tags["flywheel.kind"] == "reproduction"
+    assert same.window == ("20d", "20d") and same.lineage.chosen_window == "20d"
+    assert {"validation_log_loss_20d", "validation_log_loss_all"} < set(same.metrics)
+    assert same.lineage.train_rows == 1500 and int(run.data.params["fitted_rows"]) < 1500
     assert len(client.search_model_versions(f"name='{model}'")) == 2
     lineage = same.lineage
     reference = load_reference(model, "2", home.tracking_uri)
@@ -193,21 +206,38 @@ def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_
     assert champion_of(world) == "3" and len(records.actions(model, kinds=("rollback",))) == 1
 
 
-def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(world: LoopWorld) -> None:
-    """All labels of the window are 1: the estimator refuses to be fitted, in its own process."""
+def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(
+    world: LoopWorld, tmp_path: Path
+) -> None:
+    """Here by the user's own project, which is given the training rows alone."""
     home, records, model = world.home, world.records, world.name
     world.register_classifier()
     client = MlflowClient(home.tracking_uri)
-    client.delete_model_version_tag(model, "1", "flywheel.reference")
-    world.serve(range(10), 40, label=1)
-    action = records.add_action(model, "retrain", "a test", {}, day(10), "key")
-    failed = run_retraining(home, records, model, "a test", day(10), action)
-    assert failed["status"] == "failed" and not failed["promoted"]
-    assert "at least 2 classes" in failed["reason"]
-    assert client.get_run(failed["run_id"]).info.status == "FAILED"
+    world.serve(range(10), 40)
+    cases = (
+        ("ls $(dirname {training_set}); exit 3", "90s", "FAILED", "it said:\nlineage.json\ntrain.parquet"),
+        (
+            "test -s {training_set} && echo {seed}",
+            "90s",
+            "FAILED",
+            "finished without logging a model in its run",
+        ),
+        ("sleep 600", "1s", "KILLED", "was killed after 1 s; the champion serves on"),
+    )
+    for number, (command, timeout, status, said) in enumerate(cases):
+        entry = {"parameters": {"training_set": "path", "seed": "float"}, "command": command}
+        (tmp_path / "MLproject").write_text(json.dumps({"entry_points": {"retrain": entry}}))
+        records.set_policy(model, QUICK | {"retrain_with": str(tmp_path), "retrain_timeout": timeout})
+        action = records.add_action(model, "retrain", "a test", {}, day(10), f"key {number}")
+        failed = run_retraining(home, records, model, "a test", day(10), action)
+        assert failed["status"] == "failed" and not failed["promoted"]
+        assert said in failed["reason"]
+        run = client.get_run(failed["run_id"])
+        assert run.info.status == status and run.data.tags["mlflow.source.name"] == str(tmp_path)
+        assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"training", "holdout"}
+        assert records.actions(model)[0].status == "failed"
+        assert not (home.path / "retraining" / failed["run_id"]).exists()
     assert champion_of(world) == "1"
-    assert records.actions(model)[0].status == "failed"
-    assert not (home.path / "retraining" / failed["run_id"]).exists()
 
 
 @pytest.mark.parametrize("trial", [{"challenger_shadows": True}, {"challenger_answers": 20}])

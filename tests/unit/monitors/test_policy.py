@@ -24,6 +24,22 @@ from mlflow_flywheel.pipelines.errors import BadInput
         ({"monitors": "drift,-performence"}, "no monitor 'performence' (did you mean 'performance'?)"),
         ({"monitor_schedule": "hourly"}, "cron line of five fields"),
         ({"confidence": "2"}, "less than 1"),
+        ({"training_windows": "30d,fortnight"}, "'fortnight' is not a duration; write a number"),
+        ({"training_windows": "30d,720h"}, "stands there twice"),
+        ({"training_windows": "30d"}, "one window leaves no choice"),
+        ({"recency_half_life": "0d"}, "longer than nothing"),
+        ({"class_balance": "weight"}, "'none', 'weights' or 'downsample'"),
+        ({"retrain_wiht": "x"}, "did you mean 'retrain_with'"),
+        ({"retrain_with": "projects/late"}, "give an absolute folder, or a URI that git"),
+        ({"retrain_with": "rm -rf / #:x"}, "neither module:function nor an MLflow project"),
+        ({"retrain_with": "ext::sh -c x"}, "neither module:function nor an MLflow project"),
+        ({"retrain_with": "https://me:secret@host/late"}, "policies are shown"),
+        ({"retrain_entry_point": "--help"}, "not beginning with '-'"),
+        ({"retrain_version": "a b"}, "is no name"),
+        ({"retrain_parameters": "epochs"}, "'epochs' is no parameter"),
+        ({"retrain_parameters": "training_set=/mine"}, "give yours another name"),
+        ({"retrain_environment": "uv", "retrain_with": "shop.late:refit"}, "are for MLflow projects"),
+        ({"training_windows": "30d,all", "retrain_with": "shop.late:refit"}, "trains otherwise"),
     ],
 )
 def test_settings_that_do_not_fit_name_the_setting_and_the_remedy(raw, says):
@@ -54,6 +70,25 @@ def test_bounds_can_be_taken_away_again():
     bounded = PolicySpec.parse({"max_age": "36h", "max_latency_ms": "5"})
     assert (bounded.max_age, bounded.max_latency_ms) == (timedelta(hours=36), 5.0)
     assert bounded.changed({"max_age": "", "max_latency_ms": ""}) == PolicySpec()
+
+
+def test_a_retraining_looks_as_far_back_as_its_longest_window():
+    policy = PolicySpec.parse({"training_windows": "30d, 180d,all"})
+    assert [(w.name, w.length) for w in policy.training_windows] == [
+        ("30d", timedelta(days=30)),
+        ("180d", timedelta(days=180)),
+        ("all", None),
+    ]
+    assert policy.training_span == timedelta(days=180)
+    assert PolicySpec().training_span == timedelta(days=90)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["/srv/late", "git@github.com:us/late.git#train", "https://github.com/us/late", "shop.late:refit", ""],
+)
+def test_projects_and_functions_are_taken_as_they_are(code):
+    assert PolicySpec.parse({"retrain_with": code}).retrain_with == code
 
 
 def test_every_setting_is_described():

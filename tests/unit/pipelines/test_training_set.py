@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 
 from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.lineage import TrainingSet, TrainingSetSpec
+from mlflow_flywheel.pipelines.lineage import Lineage, TrainingSet, TrainingSetSpec
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.training_files import (
     EVENT_TIME,
     LABEL,
     PREDICTION_ID,
+    WEIGHT,
     content_hash,
     write_rows,
 )
 from mlflow_flywheel.pipelines.training_set import build_training_set, rebuild_training_set, split_by_time
+from mlflow_flywheel.pipelines.training_window import TrainingWindow
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 NOW = datetime(2024, 9, 1, tzinfo=timezone.utc)  # wall clock of these tests: long after the events
@@ -209,6 +211,34 @@ def test_the_oldest_rows_go_first_when_there_are_too_many(world: World, tmp_path
     made = build_training_set(spec(max_rows=100), world.tables, SCHEMA, tmp_path / "set", base)
     assert made.train().num_rows == 100
     assert times_of(made.train())[-1] == made.lineage.holdout_start - timedelta(hours=1)
+
+
+def test_weights_are_part_of_the_set_and_come_out_the_same_again(world: World, tmp_path: Path) -> None:
+    """Where a window is to be chosen first, they are for whoever fits: each window has other ones."""
+    base = reference(tmp_path / "reference.parquet", [None] * 10)
+    recipe = spec(
+        max_rows=200,
+        rows_kept="random",
+        half_life=timedelta(days=7),
+        class_balance="downsample",
+        class_ratio=20,
+    )
+    made = build_training_set(recipe, world.tables, SCHEMA, tmp_path / "set", base)
+    train = made.train()
+    assert train.column_names[-1] == WEIGHT and train[WEIGHT].to_numpy().mean() == pytest.approx(1)
+    ones, zeros = sorted(train[LABEL].value_counts().field("counts").to_pylist())
+    assert zeros == 20 * ones and zeros + ones == made.lineage.train_rows < 200
+    again = rebuild_training_set(
+        Lineage.load(tmp_path / "set" / "lineage.json"), world.tables, SCHEMA, tmp_path / "again", base
+    )
+    assert again.lineage == made.lineage
+    windows = {"5d": timedelta(days=5), "all": None}
+    open_choice = recipe.model_copy(update={"windows": windows})
+    whole = build_training_set(open_choice, world.tables, SCHEMA, tmp_path / "open", base)
+    assert whole.lineage.train_rows == 200 and WEIGHT not in whole.train().column_names
+    chosen = whole.lineage.model_copy(update={"chosen_window": "5d"})
+    assert TrainingWindow.of_lineage(chosen).start == chosen.holdout_start - timedelta(days=5)
+    assert TrainingWindow.of_lineage(whole.lineage).start == whole.lineage.start
 
 
 def test_too_few_labels_name_the_model_the_numbers_and_the_remedy(world: World, tmp_path: Path) -> None:

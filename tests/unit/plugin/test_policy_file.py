@@ -24,6 +24,9 @@ ODD = {
     "monitor_schedule": "*/5 * * * *",
     "probation": "0d",
     "monitors": "-drift",
+    "training_windows": "30d,all",
+    "recency_half_life": "14d",
+    "retrain_parameters": "epochs=20,depth=3",
 }
 
 
