@@ -182,6 +182,13 @@ class PolicySpec(Frozen):
         ge=0,
         description="roll back a version on probation whose predictions take this many times as long; 0: do not look",
     )
+    probation_errors: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="roll back a version on probation whose model surely fails more requests, messages or rows than "
+        "the one before it, by more than this share of them; 1: do not look",
+    )
     report: Literal["always", "on_change", "never"] = Field(
         "always", description="when to draw the drift report: always, when the drift verdict changed, never"
     )

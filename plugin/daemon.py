@@ -55,11 +55,14 @@ class Daemon:
         from mlflow_flywheel.pipelines.committer import Committer
 
         from .alerts import tell
+        from .answer_counting import AnswerMeter
+        from .answer_series import tell_answers
         from .background import Repeating, TaskThread, Trouble
         from .batch_reports import report_batch_runs
-        from .cost_series import CostSeries
+        from .cost_series import tell_costs
         from .label_folders import FolderWatch
         from .metering import Meter
+        from .slot_series import SlotSeries
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
@@ -84,7 +87,8 @@ class Daemon:
         self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
         self._folders = FolderWatch(context.home)
-        series, costs, meter = StreamSeries(), CostSeries(), Meter(context)
+        series, costs, failures = StreamSeries(), SlotSeries(tell_costs), SlotSeries(tell_answers)
+        meter, answers = Meter(context), AnswerMeter(context)
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
             "rollouts": (_FOLLOW_SECONDS, self._follow),
@@ -94,7 +98,9 @@ class Daemon:
             "label folders": (_FOLDER_SECONDS, self._folders.look),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
             "meter": (_METER_SECONDS, meter.read),
+            "answers": (_METER_SECONDS, answers.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
+            "error series": (_COST_SECONDS, lambda: failures.log(context)),
             "alerts": (_ALERT_SECONDS, lambda: tell(context)),
             "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
         }

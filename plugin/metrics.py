@@ -19,7 +19,7 @@ from mlflow_flywheel.pipelines.times import utc_now
 
 from .context import Context
 from .home import Home
-from .home_metrics import usage_metrics, verdict_metrics
+from .home_metrics import answer_metrics, usage_metrics, verdict_metrics
 from .record_types import DeploymentRecord
 
 _TOTAL = "_total"
@@ -108,4 +108,5 @@ def metrics_of(context: Context) -> bytes:
     for deployment in context.records.deployments(mode="stream"):
         families.add(context.home, deployment)
     families.spool.add({}, waiting_bytes(context.home.spool))
-    return exposition([*families.all(), *verdict_metrics(context), *usage_metrics(context)])
+    more = (verdict_metrics, usage_metrics, answer_metrics)
+    return exposition([*families.all(), *(family for found in more for family in found(context))])
