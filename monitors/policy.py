@@ -172,6 +172,11 @@ class PolicySpec(Frozen):
         0.0, ge=0, description="most memory that its processes may take together; then it is killed; 0: any"
     )
     approval: Literal["auto", "manual"] = Field("auto", description="who moves the alias after a passed gate")
+    trial: Duration = Field(
+        timedelta(0),
+        description="how long a challenger that passed the gate is tried first, by the deployments that have it as shadow or "
+        "canary, before approval=auto makes it champion; 0d: not at all",
+    )
     probation: Duration = Field(
         timedelta(days=7),
         description="how long a promoted version is compared with the one before it on its own labelled rows, and "

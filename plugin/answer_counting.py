@@ -10,13 +10,14 @@ from mlflow_flywheel.pipelines.errors import NotFound
 from mlflow_flywheel.pipelines.generation_status import read_status
 from mlflow_flywheel.pipelines.stream.stats import read_each
 from mlflow_flywheel.pipelines.times import EPOCH, utc_now
-from mlflow_flywheel.pipelines.web.metrics import answers_by_version
+from mlflow_flywheel.pipelines.web.metrics import answers_by_version, answers_of_challenger
 
 from .answer_records import Counter, Server
 from .batch_progress import RunFolder
 from .batch_runs import PREDICT
 from .context import Context
 from .record_types import BatchRun, DeploymentRecord
+from .trials import challenger_in_force
 
 
 class AnswerMeter:
@@ -76,6 +77,10 @@ def _counters(context: Context, deployment: DeploymentRecord) -> Iterator[Counte
         master = str(status.pid) if status is not None else ""
         for version, counts in answers_by_version(str(file)).items():
             yield Counter(f"{whose}: {version}", master, _server(deployment, version), *counts)
+        tried = challenger_in_force(context, deployment.name)
+        if tried is not None:
+            counts = answers_of_challenger(str(file))
+            yield Counter(f"{whose}: challenger", master, _server(deployment, tried), *counts)
     elif deployment.mode == "stream":
         for name, stats in read_each(file).items():
             if stats.version:

@@ -43,7 +43,7 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     """Run the monitors of a model on the window that ends at `as_of`, and let its policy decide.
 
     Labels count when they were true before `as_of`. A retraining that is decided is queued, not done here. Returns
-    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "alert_end", "retrain", "rollback"), `reason`,
+    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "alert_end", "retrain", "rollback", "promote"), `reason`,
     `action_id` and `retrain_task`.
     A window without any row, and without anybody to warn of that, says nothing: it leaves no run, no verdict and no
     trace in the policy's memory. But a version on probation that fails is looked at all the same.

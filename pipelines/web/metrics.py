@@ -13,7 +13,7 @@ from mlflow_flywheel.pipelines.backlog import Backlog
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.prometheus import Family, shared_counters, shared_exposition, shared_samples
 
-_REQUESTS = "flywheel_web_requests_total"
+_REQUESTS, _CHALLENGED = "flywheel_web_requests_total", "flywheel_web_challenger_requests_total"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _FAILED = (500, 504)
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -45,6 +45,18 @@ def answers_by_version(status_file: str) -> dict[str, tuple[int, int]]:
             failed + (int(value) if status in _FAILED else 0),
         )
     return found
+
+
+def answers_of_challenger(status_file: str) -> tuple[int, int]:
+    """Return how many requests a challenger answered unheard, and how many it failed, since the master began.
+
+    Those that a canary answered are among the answers of its version.
+    """
+    counts = {"shadowed": 0, "failed": 0}
+    for labels, value in shared_samples(metrics_folder(status_file), _CHALLENGED):
+        if labels["outcome"] in counts:
+            counts[labels["outcome"]] += int(value)
+    return counts["shadowed"], counts["failed"]
 
 
 class WebMetrics:
@@ -89,7 +101,7 @@ class WebMetrics:
             **options,
         )
         self._challenged: Any = prometheus.Counter(
-            "flywheel_web_challenger_requests_total",
+            _CHALLENGED,
             "Requests that the challenger answered, shadowed, failed or dropped",
             [*names, "outcome"],
             **options,
