@@ -136,8 +136,11 @@ def _trial_end(occasion: Occasion) -> TrialEnd | None:
         _log.warning("the trial of a version of %s cannot be judged: %s", occasion.turn.model, error.message)
         return None
     if ended is not None and ended.kind != "promote":
-        outcome = ended.outcome
-        occasion.turn.records.update_action(ended.action.id, outcome["status"], outcome)
+        turn, outcome = occasion.turn, ended.outcome
+        turn.records.update_action(ended.action.id, outcome["status"], outcome)
+        seen = {**_seen(occasion), "trial": dict(ended.evidence), "requested_by": BY_POLICY}
+        key = f"alert:trial:{ended.action.id}"
+        turn.records.add_action(turn.model, "alert", ended.reason, seen, turn.as_of, key, "done")
     if ended is not None and ended.kind == "refuse":
         Registry(occasion.turn.client).drop(occasion.turn.model, CHALLENGER, ended.version)
     return ended

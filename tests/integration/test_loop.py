@@ -15,7 +15,7 @@ from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.quality import QualityMonitor
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.pipelines.errors import BadInput
-from mlflow_flywheel.plugin import approvals
+from mlflow_flywheel.plugin import approvals, probation
 from mlflow_flywheel.plugin.answer_records import Counter, Server
 from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
 from mlflow_flywheel.plugin.context import Context
@@ -166,7 +166,7 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
 
 
 def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_probation(
-    world: LoopWorld,
+    world: LoopWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels were flipped for the second version; the third is as good as the first. Windows are five days long."""
     home, records, model = world.home, world.records, world.name
@@ -216,7 +216,8 @@ def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_
         server = Server("shop-web", deployed, model, version)
         for slot in range(2):
             counter = Counter(f"{version} {slot}", "", server, answered, failed)
-            records.add_answers([counter], utc_now() - slot * SLOT + SLOT / 2)
+            records.add_answers([counter], utc_now() + slot * SLOT)
+    monkeypatch.setattr(probation, "utc_now", lambda: utc_now() + 2 * SLOT)
     failing = run_monitors(home, records, model, day(400))
     assert (failing["rows"], failing["action"]) == (0, "rollback"), failing
     assert "version 2 on probation: it fails more often: shop-web: the model failed" in failing["reason"]

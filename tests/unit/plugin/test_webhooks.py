@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 import requests
 from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
+from mlflow_flywheel.pipelines.errors import BadInput, NotFound, Unavailable
 from mlflow_flywheel.plugin.background import Repeating, Trouble
 from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.context import Context
@@ -28,6 +31,7 @@ from mlflow_flywheel.plugin.daemon_server import DaemonServer
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.webhook_file import Webhook, keep_webhook
 from mlflow_flywheel.plugin.webhook_inbox import DELIVERY, MOST_BYTES, SIGNATURE, TIMESTAMP, WebhookInbox
+from mlflow_flywheel.plugin.webhooks import _mlflow_errors
 
 SECRET = "a-secret-of-two"
 ALIAS = {"name": "late", "alias": "champion", "version": "4"}
@@ -197,3 +201,30 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     assert "no webhook" in CliRunner().invoke(main, ["webhook", "status", *home]).output
     gone = CliRunner().invoke(main, ["webhook", "delete", *home])
     assert gone.exit_code == 1 and "this home has no webhook" in gone.output
+
+
+@pytest.mark.parametrize(
+    ("code", "url", "kind", "said"),
+    [
+        (
+            "INVALID_PARAMETER_VALUE",
+            "http://127.0.0.1:5",
+            BadInput,
+            "start it with MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,",
+        ),
+        ("INVALID_PARAMETER_VALUE", "http://hooks.example", BadInput, "give it an https address"),
+        (
+            "RESOURCE_DOES_NOT_EXIST",
+            "http://127.0.0.1:5",
+            NotFound,
+            "'flywheel webhook create' makes another",
+        ),
+        ("INTERNAL_ERROR", "http://127.0.0.1:5", Unavailable, "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY is set"),
+    ],
+)
+def test_what_mlflow_refuses_comes_with_a_remedy_and_without_a_password(
+    code: str, url: str, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as refused, _mlflow_errors("http://me:pass-word@mlflow", url):
+        raise MlflowException("it will not", ErrorCode.Value(code))
+    assert "pass-word" not in str(refused.value)
