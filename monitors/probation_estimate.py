@@ -94,7 +94,7 @@ def compare_estimates(
     metric = next((name for name in _METRICS if all(name in each.metrics for each in measured)), None)
     if metric is None:
         return None
-    return _compared(metric, *measured, reference.table[LABEL], margin, confidence)
+    return _compared(metric, measured[0], measured[1], reference.table[LABEL], margin, confidence)
 
 
 def _compared(

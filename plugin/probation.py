@@ -144,7 +144,7 @@ def _asked(case: _Case, version: str, state: Probation) -> Watch:
     """Ask all four questions; the first that is answered with "worse" ends it."""
     failures, seen = _failures(case, version, state.failures)
     state = state.model_copy(update={"failures": seen})
-    said = {"failures": [each.to_dict() for each in failures]} if failures else {}
+    said: dict[str, Any] = {"failures": [each.to_dict() for each in failures]} if failures else {}
     if failures and failures[0].worse:
         return Watch("worse", case.promotion, state, f"it fails more often: {failures[0]}", said)
     watched = _look(case, version, state)

@@ -14,9 +14,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from .home import Home
 from .webhook_file import kept_webhook
@@ -31,6 +31,12 @@ MOST_BYTES = 64 * 1024
 _TOLERANCE_SECONDS = 300
 _LONGEST_ID = 200
 _SAY_AGAIN_SECONDS = 60.0
+
+
+class Headers(Protocol):
+    """The headers of a request, whatever their case."""
+
+    def get(self, name: str, /) -> str | None: ...
 
 
 class Refused(Exception):
@@ -60,7 +66,7 @@ class WebhookInbox:
         self._refusal: str | None = None
         self._silent_until = 0.0
 
-    def take(self, headers: Mapping[str, str], body: bytes) -> None:
+    def take(self, headers: Headers, body: bytes) -> None:
         """Hear a delivery. Raises Refused."""
         try:
             said = self._checked(headers, body)
@@ -78,7 +84,7 @@ class WebhookInbox:
         with self._lock:
             return {**self._counts, "last_heard": self._last, "last_refusal": self._refusal}
 
-    def _checked(self, headers: Mapping[str, str], body: bytes) -> str:
+    def _checked(self, headers: Headers, body: bytes) -> str:
         """Return what a delivery says, in words."""
         webhook = kept_webhook(self._home)
         if webhook is None:

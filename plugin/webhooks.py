@@ -63,10 +63,9 @@ def create_webhook(context: Context, url: str | None) -> Webhook:
     where = url or _daemon_url(context)
     secret = secrets.token_urlsafe(32)
     client = _client(server)
+    events: list[Any] = list(EVENTS)
     with _mlflow_errors(server, where):
-        made = client.create_webhook(
-            _NAME, where, list(EVENTS), "tells a flywheel of aliases that are set", secret
-        )
+        made = client.create_webhook(_NAME, where, events, "tells a flywheel of aliases that are set", secret)
     webhook = Webhook(str(made.webhook_id), server, where, utc_now().isoformat(), secret)
     keep_webhook(context.home, webhook)
     trial = _tried(client, webhook)
