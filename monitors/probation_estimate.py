@@ -7,9 +7,7 @@ version does not look better for having learnt in an easier time.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +20,7 @@ from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION, PREDICTI
 from .estimation.estimator import teach
 from .measures import Measured, quantiles
 from .outcomes import infer_task
-from .probation import entropy_of, features_of
+from .probation import Comparison, entropy_of, features_of
 from .reference import Reference
 
 # More rows cost time and tell nothing new.
@@ -31,31 +29,14 @@ _METRICS = ("log_loss", "mae", "accuracy")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The estimated mean loss of both versions on the same rows, and how much more the new one loses."""
-
-    worse: bool
-    metric: str
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
-    margin: float
-    confidence: float
-    rows: int
-    blocks: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; what is not finite becomes None."""
-        raw = asdict(self)
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in raw.items()}
+class Estimate(Comparison):
+    """The estimated mean loss of both versions on the same rows, and what the new one probably gains."""
 
     def __str__(self) -> str:
         return (
             f"estimated {self.metric.replace('_', ' ')} {self.after:.4f} against {self.before:.4f} of the version before, on "
-            f"{self.rows:,} rows whose labels are not there yet: {self.difference:+.4f} (interval {self.low:+.4f} to "
-            f"{self.high:+.4f}, tolerated {self.margin:.4f})"
+            f"{self.rows:,} rows whose labels are not there yet: {-self.difference:+.4f} (interval {-self.high:+.4f} to "
+            f"{-self.low:+.4f}, tolerated {self.margin:.4f})"
         )
 
 
@@ -101,24 +82,25 @@ def _compared(
     metric: str, old: Measured, new: Measured, labels: pa.ChunkedArray, margin: float, confidence: float
 ) -> Estimate:
     before, after = old.metrics[metric], new.metrics[metric]
-    moved = new.replicates[metric] - old.replicates[metric]
+    gains = old.replicates[metric] - new.replicates[metric]
     if metric == "accuracy":
-        before, after, moved = 1 - before, 1 - after, -moved
+        before, after, gains = 1 - before, 1 - after, -gains
     blocks = min(old.blocks, new.blocks)
-    low, high = quantiles(moved, blocks, (1 - confidence) / 2)
+    low, high = quantiles(gains, blocks, (1 - confidence) / 2)
     tolerated = margin * (entropy_of(labels.combine_chunks()) if metric == "log_loss" else before)
     return Estimate(
-        worse=blocks >= MIN_BLOCKS and low > tolerated,
+        worse=blocks >= MIN_BLOCKS and high < -tolerated,
         metric="error_rate" if metric == "accuracy" else metric,
         before=before,
         after=after,
-        difference=after - before,
+        difference=before - after,
         low=low,
         high=high,
         margin=tolerated,
         confidence=confidence,
         rows=new.rows,
         blocks=blocks,
+        paired=True,
     )
 
 

@@ -128,7 +128,7 @@ def test_a_version_that_probably_loses_more_goes_before_labels_come(world: World
     world.new, world.labelled = classifier(-2.0), False
     reason, evidence = worse(world.look())
     assert reason.startswith("it is probably worse: estimated log loss") and "1,000 rows" in reason
-    assert evidence["estimate"]["low"] > evidence["estimate"]["margin"] > 0
+    assert evidence["estimate"]["high"] < -evidence["estimate"]["margin"] < 0
     # with labels enough these decide alone
     world.new, world.labelled = classifier(2.0), True
     watched = world.look()
