@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -110,10 +110,11 @@ def delete_webhook(context: Context) -> Webhook:
         raise NotFound("this home has no webhook")
     keep_webhook(context.home, None)
     try:
-        with _mlflow_errors(webhook.server, webhook.url):
+        with (
+            suppress(NotFound),
+            _mlflow_errors(webhook.server, webhook.url),
+        ):  # somebody may have removed it there
             _client(webhook.server).delete_webhook(webhook.id)
-    except NotFound:
-        pass  # somebody removed it there
     except FlywheelError as error:
         raise Unavailable(
             f"deliveries are not heard any more, but MLflow still has the webhook {webhook.id}: {error.message}"
@@ -161,6 +162,7 @@ def _tried(client: MlflowClient, webhook: Webhook) -> Trial:
     """Let MLflow send a delivery now."""
     try:
         with _mlflow_errors(webhook.server, webhook.url):
+            client.list_webhooks()  # as for each event: one whose secret it cannot read stops them all
             result = client.test_webhook(webhook.id)
     except FlywheelError as error:
         return Trial(False, error.message)
@@ -174,10 +176,8 @@ def _drop(client: MlflowClient, webhook: Webhook) -> None:
     """Remove a webhook that is not heard any more; one that MLflow keeps does no harm."""
     from mlflow.exceptions import MlflowException
 
-    try:
+    with suppress(MlflowException), _few_tries():
         client.delete_webhook(webhook.id)
-    except MlflowException:
-        pass
 
 
 @contextmanager
@@ -185,7 +185,8 @@ def _mlflow_errors(server: str, url: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        yield
+        with _few_tries():
+            yield
     except MlflowException as error:
         name = f"MLflow at {without_password(server)}"
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -203,6 +204,22 @@ def _mlflow_errors(server: str, url: str) -> Iterator[None]:
             )
             raise BadInput(f"{name} sends nothing to {url}: {error.message} To allow it, {remedy}") from error
         raise Unavailable(
-            f"{name} does not do this: {error.message}. Webhooks need MLflow 3.3 or later with a database as its store; "
-            f"{NEEDS_KEY}"
+            f"{name} does not do this: {error.message}. Webhooks need MLflow 3.3 or later with a database as its store. "
+            f"{NEEDS_KEY}; with another key than a webhook was made with it delivers none"
         ) from error
+
+
+@contextmanager
+def _few_tries() -> Iterator[None]:
+    """Let MLflow's client try twice: a server that cannot read its webhooks' secrets fails each time, for minutes."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set("1")
+    try:
+        yield
+    finally:
+        if before is None:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+        else:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(before)
