@@ -27,12 +27,9 @@ class DaemonServer:
 
     def __init__(self, context: Context, inbox: WebhookInbox) -> None:
         class Handler(_Handler):
-            def metrics(self) -> bytes:
-                return metrics_of(context)
+            pass
 
-            def take(self, body: bytes) -> None:
-                inbox.take(self.headers, body)
-
+        Handler.context, Handler.inbox = context, inbox
         self._server = _listening(context.home, Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="server", daemon=True)
         self._thread.start()
@@ -55,15 +52,12 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "flywheel", ""
     timeout = _IDLE_SECONDS  # nobody holds a thread by saying nothing
 
-    def metrics(self) -> bytes:
-        raise NotImplementedError
-
-    def take(self, body: bytes) -> None:
-        raise NotImplementedError
+    context: Context
+    inbox: WebhookInbox
 
     def do_GET(self) -> None:
         if self._path == _METRICS:
-            self._say(200, CONTENT_TYPE, self.metrics())
+            self._say(200, CONTENT_TYPE, metrics_of(self.context))
         else:
             self._tell(404, f"only {_METRICS} is here to be read")
 
@@ -71,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self._path != webhook_inbox.PATH:
                 raise Refused(404, f"only {webhook_inbox.PATH} takes anything")
-            self.take(self._body())
+            self.inbox.take(self.headers, self._body())
         except Refused as refused:
             self._tell(refused.status, str(refused))
         else:

@@ -110,13 +110,8 @@ def watch(
 
     `load` loads the version, `seen` is what the policy remembers of earlier looks.
     """
-    moves = records.moves(table.model_name, limit=1)
-    if not moves or policy.probation <= timedelta(0):
-        return None
-    (promotion,) = moves
-    if promotion.kind != "promote" or promotion.status != "done" or promotion.evidence["after"] != version:
-        return None
-    if records.actions(table.model_name, limit=1, key=_end_key(promotion)):
+    promotion = _promotion(records, policy, table.model_name, version)
+    if promotion is None:
         return None
     state = seen if seen is not None and seen.promotion == promotion.id else Probation(promotion=promotion.id)
     case = _Case(home, records, client, policy, table, promotion, load, as_of)
@@ -134,10 +129,21 @@ def end_action_key(watched: Watch) -> str:
 
 def is_failing(records: Records, policy: PolicySpec, model: str, version: str) -> bool:
     """Tell whether a version on probation fails so often that it must be looked at, even when it answers nothing."""
-    moves = records.moves(model, limit=1)
-    if not moves or moves[0].evidence["after"] != version or policy.probation_errors >= 1:
+    promotion = _promotion(records, policy, model, version)
+    if promotion is None or policy.probation_errors >= 1:
         return False
-    return can_judge(records.answers(model, version, moves[0].created, utc_now()))
+    return can_judge(records.answers(model, version, promotion.created, utc_now()))
+
+
+def _promotion(records: Records, policy: PolicySpec, model: str, version: str) -> ActionRecord | None:
+    """Return the promotion whose probation a version is on; None when it is on none."""
+    moves = records.moves(model, limit=1)
+    if not moves or policy.probation <= timedelta(0):
+        return None
+    (promotion,) = moves
+    if promotion.kind != "promote" or promotion.status != "done" or promotion.evidence["after"] != version:
+        return None
+    return None if records.actions(model, limit=1, key=_end_key(promotion)) else promotion
 
 
 def _asked(case: _Case, version: str, state: Probation) -> Watch:

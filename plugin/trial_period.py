@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_flywheel.monitors.failures import can_judge, compare_failures
+from mlflow_flywheel.monitors.failures import Tally, compare_failures
 from mlflow_flywheel.monitors.probation import compare
 from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
@@ -70,11 +70,15 @@ def trial_end(turn: Turn) -> TrialEnd | None:
         )
         return TrialEnd(action, "wait", why)
     before = turn.records.answers(turn.model, in_force, action.updated, utc_now())
-    alpha = (1 - policy.confidence) / 2 if can_judge(now) else 0.0
-    failures = compare_failures(before, now, margin=policy.probation_errors, alpha=alpha)
-    evidence: dict[str, Any] = {"rows": rows.num_rows, "failures": [each.to_dict() for each in failures]}
-    if failures and failures[0].worse:
-        return TrialEnd(action, "refuse", f"on trial it failed more often: {failures[0]}", evidence)
+    (failures,) = compare_failures(
+        {"all deployments": _total(before)},
+        {"all deployments": _total(now)},
+        margin=policy.probation_errors,
+        alpha=(1 - policy.confidence) / 2,
+    )
+    evidence: dict[str, Any] = {"rows": rows.num_rows, "failures": failures.to_dict()}
+    if failures.worse:
+        return TrialEnd(action, "refuse", f"on trial it failed more often: {failures}", evidence)
     return _by_labels(turn, action, rows, evidence)
 
 
@@ -110,6 +114,15 @@ def _over(records: Records, model: str, as_of: datetime) -> ActionRecord | None:
         if until is not None and datetime.fromisoformat(until).astimezone(timezone.utc) <= as_of:
             return action
     return None
+
+
+def _total(tallies: Mapping[str, Tally]) -> Tally:
+    """Put deployments together: one that only tries the challenger has no champion of its own to compare with."""
+    return Tally(
+        sum(tally.answered for tally in tallies.values()),
+        sum(tally.failed for tally in tallies.values()),
+        max((tally.failing_slots for tally in tallies.values()), default=0),
+    )
 
 
 def _loaded(turn: Turn, version: str) -> Scorer:

@@ -154,7 +154,7 @@ def test_the_series_have_a_point_for_every_ten_minutes_that_ended(
     costly.read("deployment-late-web", newest - SLOT, 10, 60.0)
     costly.answer(50, newest - MINUTE)
     series = SlotSeries(tell_costs)
-    monkeypatch.setattr("mlflow_flywheel.plugin.cost_series.utc_now", lambda: newest + 3 * MINUTE)
+    monkeypatch.setattr("mlflow_flywheel.plugin.slot_series.utc_now", lambda: newest + 3 * MINUTE)
     for _ in range(2):  # the second time nothing is due
         series.log(context)
     run_id = context.records.deployment("late-web").run_id
