@@ -6,6 +6,7 @@ its database, is told by nobody.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ _NAME = "flywheel"
 _DAEMON_SECONDS = 60.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ALLOW = "MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"
+_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
 NEEDS_KEY = f"MLflow reads the secret after a restart, and in each of its processes, only when {_KEY} is set in its environment"
 
@@ -212,14 +214,12 @@ def _mlflow_errors(server: str, url: str) -> Iterator[None]:
 @contextmanager
 def _few_tries() -> Iterator[None]:
     """Let MLflow's client try twice: a server that cannot read its webhooks' secrets fails each time, for minutes."""
-    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
-
-    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set("1")
+    before = os.environ.get(_TRIES)
+    os.environ[_TRIES] = "1"
     try:
         yield
     finally:
         if before is None:
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+            del os.environ[_TRIES]
         else:
-            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(before)
+            os.environ[_TRIES] = before
