@@ -47,12 +47,24 @@ class Episode(Frozen):
         return None if value is None else as_utc(value)
 
 
+class Seen(Frozen):
+    """How often a question was asked of a promoted version, and how much there was to see the last time."""
+
+    looks: int = 0
+    rows: int = 0
+
+
 class Probation(Frozen):
-    """How often a promoted version was looked at, and the labelled rows of the last look; by its promotion's action."""
+    """How often a promoted version was looked at, and the labelled rows of the last look; by its promotion's action.
+
+    `failures` and `estimates` are the same for what it failed to answer, and for rows without labels yet.
+    """
 
     promotion: int
     looks: int = 0
     rows: int = 0
+    failures: Seen = Seen()
+    estimates: Seen = Seen()
 
 
 class PolicyState(Frozen):

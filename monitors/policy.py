@@ -221,6 +221,11 @@ class PolicySpec(Frozen):
         0.0, ge=0, description="most memory that its processes may take together; then it is killed; 0: any"
     )
     approval: Literal["auto", "manual"] = Field("auto", description="who moves the alias after a passed gate")
+    trial: Duration = Field(
+        timedelta(0),
+        description="how long a challenger that passed the gate is tried first, by the deployments that have it as shadow or "
+        "canary, before approval=auto makes it champion; 0d: not at all",
+    )
     probation: Duration = Field(
         timedelta(days=7),
         description="how long a promoted version is compared with the one before it on its own labelled rows, and "
@@ -230,6 +235,13 @@ class PolicySpec(Frozen):
         3.0,
         ge=0,
         description="roll back a version on probation whose predictions take this many times as long; 0: do not look",
+    )
+    probation_errors: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="roll back a version on probation whose model surely fails more requests, messages or rows than "
+        "the one before it, by more than this share of them; 1: do not look",
     )
     report: Literal["always", "on_change", "never"] = Field(
         "always", description="when to draw the drift report: always, when the drift verdict changed, never"

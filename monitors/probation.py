@@ -110,7 +110,7 @@ def compare(
     blocks = time_blocks(rows["event_time"])
     gains = base - after.losses
     mean, low, high = block_interval(gains, blocks, seed=seed, n_bootstrap=_REPLICATES, confidence=confidence)
-    tolerated = margin * (_entropy(labels) if after.metric == "log_loss" else float(base.mean()))
+    tolerated = margin * (entropy_of(labels) if after.metric == "log_loss" else float(base.mean()))
     n_blocks = int(blocks.max()) + 1
     return Comparison(
         worse=n_blocks >= MIN_BLOCKS and high < -tolerated,
@@ -133,12 +133,21 @@ def slower(before: pa.Table, after: pa.Table, least: int, ratio: float) -> str |
 
     Both tables have `deployment` and `execution_duration_us`, of the old and of the new version.
     """
-    medians = [_medians(rows, least) for rows in (before, after)]
-    for deployment in sorted(medians[0].keys() & medians[1].keys()):
-        was, now = (found[deployment] for found in medians)
+    for deployment, (was, now) in paces(before, after, least).items():
         if now > ratio * was and now - was > _QUICK_US:
-            return f"{deployment}: {now / 1000:.1f} ms per prediction (median) against {was / 1000:.1f} ms"
+            return _pace(deployment, was, now)
     return None
+
+
+def paces(before: pa.Table, after: pa.Table, least: int) -> dict[str, tuple[float, float]]:
+    """Return each deployment's median microseconds per prediction, before and after, where both have enough rows."""
+    was, now = (_medians(rows, least) for rows in (before, after))
+    return {name: (was[name], now[name]) for name in sorted(was.keys() & now.keys())}
+
+
+def pace_words(found: Mapping[str, tuple[float, float]]) -> str:
+    """Say how long each deployment's predictions took."""
+    return "; ".join(_pace(name, *medians) for name, medians in found.items())
 
 
 def longer(rows: pa.Table, old: Scorer, new: Scorer) -> float:
@@ -146,13 +155,13 @@ def longer(rows: pa.Table, old: Scorer, new: Scorer) -> float:
 
     What was logged also tells of a busy machine; this does not.
     """
-    return times_as_long(old, _features(old, rows), new, _features(new, rows))
+    return times_as_long(old, features_of(old, rows), new, features_of(new, rows))
 
 
 def _scores(scorer: Scorer, rows: pa.Table, labels: pa.Array, classes_only: bool = False) -> Scores | None:
     """Return what a version would have lost on rows of the table; None when it cannot score them."""
     try:
-        said = scorer.predict(_features(scorer, rows))
+        said = scorer.predict(features_of(scorer, rows))
     except (BadInput, ModelError):
         return None
     if classes_only:
@@ -160,10 +169,15 @@ def _scores(scorer: Scorer, rows: pa.Table, labels: pa.Array, classes_only: bool
     return score(said, None if classes_only else scorer.classes, labels, kind_of(scorer))
 
 
-def _features(scorer: Scorer, rows: pa.Table) -> pa.Table:
+def features_of(scorer: Scorer, rows: pa.Table) -> pa.Table:
+    """Return what a version would have been asked about rows of the table. Raises BadInput when it is not all there."""
     logged = [name for name in rows.column_names if name.startswith(FEATURE_PREFIX)]
     names = [name.removeprefix(FEATURE_PREFIX) for name in logged]
     return scorer.schema.from_table(rows.select(logged).rename_columns(names))
+
+
+def _pace(deployment: str, was: float, now: float) -> str:
+    return f"{deployment}: {now / 1000:.1f} ms per prediction (median) against {was / 1000:.1f} ms"
 
 
 def _medians(rows: pa.Table, least: int) -> dict[str, float]:
@@ -177,7 +191,8 @@ def _medians(rows: pa.Table, least: int) -> dict[str, float]:
     }
 
 
-def _entropy(labels: pa.Array) -> float:
+def entropy_of(labels: pa.Array) -> float:
+    """Return the entropy of the labels' own shares: what a constant answer loses at least."""
     counts = np.array([row.as_py() for row in pc.value_counts(labels).field("counts")], dtype=np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

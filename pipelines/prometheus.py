@@ -75,6 +75,23 @@ def shared_exposition(folder: Path, families: Iterable[Family] = ()) -> bytes:
     return bytes(generate_latest(registry)) + exposition(families)
 
 
+def shared_samples(folder: Path, name: str) -> list[tuple[Mapping[str, str], float]]:
+    """Return the samples of one counter, summed over the processes that counted in a folder; none while it is not there."""
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    files = [str(file) for file in folder.glob("counter_*.db")]
+    try:
+        metrics = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+    except FileNotFoundError:  # it is being made anew
+        return []
+    return [
+        (sample.labels, sample.value)
+        for metric in metrics
+        for sample in metric.samples
+        if sample.name == name
+    ]
+
+
 def _forget_the_dead(folder: Path) -> None:
     """Drop the gauges of processes that have gone; what they counted stays."""
     for file in folder.glob("gauge_live*_*.db"):

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_flywheel.monitors.decisions import BY_POLICY, Decision, PolicyState, decide
-from mlflow_flywheel.pipelines.errors import Unavailable
+from mlflow_flywheel.pipelines.errors import FlywheelError, Unavailable
 
-from .champion import CHAMPION, Registry, move, note_move
+from .champion import CHALLENGER, CHAMPION, Registry, move, note_move
 from .policy_memory import policy_memory
 from .probation import Watch, end_action_key, watch
 from .record_types import NewAction, Pause
 from .release import AS_OF_TAG
+from .trial_period import TrialEnd, trial_end
 from .turn import Turn
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Occasion:
 def act(occasion: Occasion) -> dict[str, Any]:
     """Decide and record what follows; return `action`, `reason`, `action_id` and `retrain_task`.
 
-    A rollback says who is `champion` now.
+    A rollback, and the end of a trial, say who is `champion` now.
     """
     for _ in range(_MOST_TRIES):
         result = _act(occasion)
@@ -73,6 +74,9 @@ def _act(occasion: Occasion) -> dict[str, Any] | None:
     )
     if watched is not None and watched.kind == "worse" and paused is None:
         return _roll_back(occasion, watched)
+    tried = _trial_end(occasion) if paused is None else None
+    if tried is not None and tried.kind == "promote":
+        return _take_over(occasion, tried)
     new_labels = _new_labels(occasion, _trained_at(occasion, state))
     decision, after = decide(
         look.policy,
@@ -122,6 +126,46 @@ def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
         "action_id": action.id,
         "retrain_task": None,
         "champion": watched.before,
+    }
+
+
+def _trial_end(occasion: Occasion) -> TrialEnd | None:
+    """Judge a trial that is over, and record it unless the challenger is to take over; None when there is none."""
+    try:
+        ended = trial_end(occasion.turn)
+    except FlywheelError as error:
+        _log.warning("the trial of a version of %s cannot be judged: %s", occasion.turn.model, error.message)
+        return None
+    if ended is not None and ended.kind != "promote":
+        turn, outcome = occasion.turn, ended.outcome
+        turn.records.update_action(ended.action.id, outcome["status"], outcome)
+        seen = {**_seen(occasion), "trial": dict(ended.evidence), "requested_by": BY_POLICY}
+        key = f"alert:trial:{ended.action.id}"
+        turn.records.add_action(turn.model, "alert", ended.reason, seen, turn.as_of, key, "done")
+    if ended is not None and ended.kind == "refuse":
+        Registry(occasion.turn.client).drop(occasion.turn.model, CHALLENGER, ended.version)
+    return ended
+
+
+def _take_over(occasion: Occasion, tried: TrialEnd) -> dict[str, Any]:
+    """Make a challenger that was tried the champion."""
+    evidence = {"trial": dict(tried.evidence), **_seen(occasion), "requested_by": BY_POLICY}
+    action = move(
+        occasion.turn.records,
+        Registry(occasion.turn.client),
+        "promote",
+        occasion.turn.model,
+        tried.version,
+        tried.reason,
+        evidence,
+        occasion.turn.as_of,
+    )
+    return {
+        "action": "promote",
+        "reason": tried.reason,
+        "action_id": action.id,
+        "retrain_task": None,
+        "champion": tried.version,
     }
 
 

@@ -16,6 +16,7 @@ from .alert_places import Place, places
 from .context import Context
 from .messenger import send
 from .record_types import ActionRecord
+from .release import TRIAL_UNTIL
 
 _UNSETTLED = ("queued", "started", "running")
 _LOOKED_AT = 200
@@ -61,6 +62,8 @@ def title_of(action: ActionRecord) -> str:
     said = _TITLES.get(action.kind, action.kind.replace("_", " "))
     if action.kind == "retrain":
         said = _OUTCOMES.get(action.status, f"{said} {action.status}")
+        if action.status == "waiting" and TRIAL_UNTIL in (action.result or {}):
+            said = "a challenger is tried first"
     return f"{action.model}: {said}"
 
 

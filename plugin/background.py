@@ -45,7 +45,7 @@ class Trouble:
 
 
 class Repeating(threading.Thread):
-    """Calls a function every `seconds`, less often while it fails, until `stop` is set."""
+    """Calls a function every `seconds`, less often while it fails, until `stop` is set (and it is nudged)."""
 
     def __init__(
         self,
@@ -60,10 +60,15 @@ class Repeating(threading.Thread):
         self._function = function
         self._stop_asked = stop
         self._trouble = trouble
+        self._due = threading.Event()
+
+    def nudge(self) -> None:
+        """Cut the present pause short; while the function works, it works once more afterwards."""
+        self._due.set()
 
     def run(self) -> None:
         pause = self._seconds
-        while not self._stop_asked.wait(pause):
+        while not self._is_over(pause):
             try:
                 self._function()
                 self._trouble.over(self.name)
@@ -71,6 +76,12 @@ class Repeating(threading.Thread):
             except Exception as error:  # noqa: BLE001 - the thread must outlive every kind of trouble
                 self._trouble.tell(self.name, error)
                 pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _is_over(self, pause: float) -> bool:
+        """Wait for the next turn; return whether there is none."""
+        self._due.wait(pause)
+        self._due.clear()
+        return self._stop_asked.is_set()
 
 
 class TaskThread(threading.Thread):

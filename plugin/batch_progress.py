@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.pipelines.config import BatchConfig, ModelRef
-from mlflow_flywheel.pipelines.errors import FlywheelError
+from mlflow_flywheel.pipelines.errors import FlywheelError, ModelError
 from mlflow_flywheel.pipelines.model import Scorer
 
 from .home import Home
@@ -39,6 +39,8 @@ class RunProgress:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     rows_per_second: float = 0.0
+    model_failed: bool = False
+    """Whether it ended as the model raised."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def score_run(raw: Mapping[str, Any], folder: str) -> dict[str, Any]:
             result = run_batch(config, _scorer(config.model), meter)
         except FlywheelError as error:
             _log.error("%s", error.message)
+            meter.model_failed = isinstance(error, ModelError)
             raise
         except Exception:
             _log.exception("the run failed")
@@ -116,6 +119,7 @@ class _Meter:
         self._started, self._cpu = time.monotonic(), time.process_time()
         self._told = 0.0
         self.progress = self._before
+        self.model_failed = False
 
     def __call__(self, now: BatchProgress) -> None:
         rate = now.rows / max(now.seconds, 1e-9)
@@ -128,6 +132,7 @@ class _Meter:
         seconds = self._before.seconds + self._told - self._started
         cpu_seconds = self._before.cpu_seconds + time.process_time() - self._cpu
         told = {**asdict(self.progress), "seconds": seconds, "cpu_seconds": cpu_seconds}
+        told["model_failed"] = self.model_failed
         self.progress = RunProgress(**told)
         self._place.save(self.progress)
 

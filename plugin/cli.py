@@ -31,6 +31,7 @@ _COMMANDS = {
     "adjust": "commands.adjust:adjust",
     "cost": "commands.cost:cost",
     "alerts": "commands.alerts:alerts",
+    "webhook": "commands.webhooks:webhook",
     "demo": "demo.command:demo",
 }
 

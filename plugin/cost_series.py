@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-
-from mlflow_flywheel.pipelines.times import utc_now
+from datetime import datetime
 
 from .context import Context
 from .cost import DeploymentCost, cost_report
 from .series import add_points
-from .usage_records import SLOT, slot_of
-
-# A row is in the inference table some seconds after its answer.
-_SETTLED = SLOT / 5
-_LOOKS_BACK = timedelta(days=1)
+from .usage_records import SLOT
 
 
-class CostSeries:
-    """Adds the points that have become due when it is called; a point that is written again is the same point."""
-
-    def __init__(self) -> None:
-        self._told: datetime | None = None
-
-    def log(self, context: Context) -> None:
-        """Tell every slot that has ended since the last call, at first the newest alone.
-
-        Raises Unavailable when MLflow is away; then they are told later, those of the last day at least.
-        """
-        newest = slot_of(utc_now() - _SETTLED)
-        end = newest if self._told is None else max(self._told + SLOT, newest - _LOOKS_BACK)
-        while end <= newest:
-            _tell(context, end)
-            self._told = end
-            end += SLOT
-
-
-def _tell(context: Context, end: datetime) -> None:
+def tell_costs(context: Context, end: datetime) -> None:
+    """Add the point of the slot that ended then to each deployment that used anything in it."""
     for cost in cost_report(context, end - SLOT, end).deployments:
         points = _points(cost)
         if points:

@@ -55,15 +55,19 @@ class Daemon:
         from mlflow_flywheel.pipelines.committer import Committer
 
         from .alerts import tell
+        from .answer_counting import AnswerMeter
+        from .answer_series import tell_answers
         from .background import Repeating, TaskThread, Trouble
         from .batch_reports import report_batch_runs
-        from .cost_series import CostSeries
+        from .cost_series import tell_costs
         from .label_folders import FolderWatch
         from .metering import Meter
         from .series import end_runs
+        from .slot_series import SlotSeries
         from .stream_series import StreamSeries
         from .tasks import batch_handlers, loop_handlers
         from .warm_process import WarmProcess
+        from .webhook_inbox import WebhookInbox
 
         self._context = context
         self._stop = threading.Event()
@@ -79,11 +83,13 @@ class Daemon:
         }
         self._waiting: set[str] = set()  # models whose tables are away
         self._schedule = Schedule(context.home.database_url)
-        self._metrics_url: str | None = None
+        self._inbox = WebhookInbox(context.home, lambda: self._nudge("rollouts"))
+        self._urls: dict[str, str | None] = {"metrics": None, "webhook": None}
         self._broker_bytes: int | None = None
         self._batch, self._loop = WarmProcess("batch"), WarmProcess("loop")
         self._folders = FolderWatch(context.home)
-        series, costs, meter = StreamSeries(), CostSeries(), Meter(context)
+        series, costs, failures = StreamSeries(), SlotSeries(tell_costs), SlotSeries(tell_answers)
+        meter, answers = Meter(context), AnswerMeter(context)
         repeated = {
             "commits": (_COMMIT_SECONDS, self._commit),
             "rollouts": (_FOLLOW_SECONDS, self._follow),
@@ -93,7 +99,9 @@ class Daemon:
             "label folders": (_FOLDER_SECONDS, self._folders.look),
             "stream series": (_SERIES_SECONDS, lambda: series.log(context)),
             "meter": (_METER_SECONDS, meter.read),
+            "answers": (_METER_SECONDS, answers.read),
             "cost series": (_COST_SECONDS, lambda: costs.log(context)),
+            "error series": (_COST_SECONDS, lambda: failures.log(context)),
             "alerts": (_ALERT_SECONDS, lambda: tell(context)),
             "ended runs": (_REPORT_SECONDS, lambda: end_runs(context)),
             "batch reports": (_REPORT_SECONDS, lambda: report_batch_runs(context)),
@@ -120,7 +128,7 @@ class Daemon:
 
     def run(self) -> None:
         """Work until told to stop."""
-        from .metrics import MetricsServer
+        from .daemon_server import DaemonServer
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
@@ -131,8 +139,8 @@ class Daemon:
         for thread in (*self._repeating, *self._tasks):
             thread.start()
         _log.info("daemon of %s is ready", self._context.home.path)
-        with closing(MetricsServer(self._context)) as metrics:
-            self._metrics_url = metrics.url
+        with closing(DaemonServer(self._context, self._inbox)) as server:
+            self._urls = {"metrics": server.metrics_url, "webhook": server.webhook_url}
             while not self._stop.wait(_STATUS_SECONDS):
                 self._report()
         self._end()
@@ -143,10 +151,17 @@ class Daemon:
         self._schedule.stop()
         self._batch.stop()
         self._loop.stop()
+        self._nudge()
         deadline = time.monotonic() + _STOP_SECONDS
         for thread in (*self._tasks, *self._repeating):
             thread.join(max(0.0, deadline - time.monotonic()))
         (self._context.home.path / STATUS_FILE).unlink(missing_ok=True)
+
+    def _nudge(self, name: str | None = None) -> None:
+        """Let what is done every so often be done now: all of it, or what has this name."""
+        for thread in self._repeating:
+            if name in (None, thread.name):
+                thread.nudge()
 
     def _commit(self) -> None:
         report = self._committer.commit_once()
@@ -212,7 +227,8 @@ class Daemon:
             **self._committed,
             "waiting_bytes": waiting_bytes(self._context.home.spool),
             "broker_bytes": self._broker_bytes,
-            "metrics": self._metrics_url,
+            "metrics": self._urls["metrics"],
+            "webhook": {"url": self._urls["webhook"], **self._inbox.status()},
             "label_folders": self._folders.views(),
             "tasks": [{"id": task.id, "kind": task.kind, "subject": task.subject} for task in running],
             "next_runs": {name: when.isoformat() for name, when in self._schedule.next_times().items()},

@@ -1,4 +1,4 @@
-"""What monitors say and what processes use, as metrics for Prometheus and its Alertmanager."""
+"""What monitors say, what processes use and how often models fail, as metrics for Prometheus and its Alertmanager."""
 
 from __future__ import annotations
 
@@ -65,6 +65,22 @@ def _asked(context: Context, model: str) -> set[str]:
     except BadInput:  # whoever acts by it says so; a scrape goes on
         return set(NAMES)
     return set(policy.watched_by) - (set() if policy.slices else {_SLICES})
+
+
+def answer_metrics(context: Context) -> list[Family]:
+    """Return how many answers each version gave in each deployment since it was made, and how many it failed to give."""
+    answered = Family("flywheel_answers", "counter", "Requests, messages and rows that were answered")
+    failed = Family(
+        "flywheel_failed_answers",
+        "counter",
+        "Requests, messages and rows that have no answer as the model failed",
+    )
+    for deployment in context.records.deployments():
+        labels = {"deployment": deployment.name, "mode": deployment.mode, "model_name": deployment.model_name}
+        for version, tally in sorted(context.records.answers_of(deployment.name, deployment.created).items()):
+            answered.add({**labels, "model_version": version}, tally.answered, _TOTAL)
+            failed.add({**labels, "model_version": version}, tally.failed, _TOTAL)
+    return [answered, failed]
 
 
 def _newest(verdicts: list[VerdictRecord]) -> list[VerdictRecord]:

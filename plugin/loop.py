@@ -28,6 +28,7 @@ from .acting import Occasion, act
 from .champion import CHAMPION
 from .home import Home
 from .looking import look_at
+from .probation import is_failing
 from .records import Records
 from .retraining import run_retraining
 from .series import add_points
@@ -42,10 +43,10 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     """Run the monitors of a model on the window that ends at `as_of`, and let its policy decide.
 
     Labels count when they were true before `as_of`. A retraining that is decided is queued, not done here. Returns
-    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "alert_end", "retrain", "rollback"), `reason`,
+    `version`, `run_id`, `verdicts`, `action` ("none", "alert", "alert_end", "retrain", "rollback", "promote"), `reason`,
     `action_id` and `retrain_task`.
     A window without any row, and without anybody to warn of that, says nothing: it leaves no run, no verdict and no
-    trace in the policy's memory.
+    trace in the policy's memory. But a version on probation that fails is looked at all the same.
     """
     from mlflow import MlflowClient
 
@@ -59,7 +60,11 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     rows = look.rows.num_rows
     result = {"model": model, "version": champion.version, "as_of": as_of.isoformat(), "rows": rows}
     result["verdicts"] = [{**verdict.to_dict(), "evidence": []} for verdict in verdicts]
-    if rows == 0 and worst(verdicts) in ("unknown", "ok"):
+    if (
+        rows == 0
+        and worst(verdicts) in ("unknown", "ok")
+        and not is_failing(records, policy, model, champion.version)
+    ):
         reason = f"version {champion.version} has no rows in {look.window}"
         nothing = {
             "run_id": None,

@@ -1,32 +1,27 @@
-"""What a home does, in Prometheus's text format, on a loopback port of the daemon.
+"""What a home does, in Prometheus's text format; the daemon serves it.
 
 Web deployments have metrics of their own, where they answer; here are streams, verdicts, and what everything costs.
 
-Workers count into files (`pipelines/stream/stats.py`), so the figures outlive them, and one scrape shows all. The port
-is chosen once and kept, so that a scraper finds it again.
+Workers count into files (`pipelines/stream/stats.py`), so the figures outlive them, and one scrape shows all.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from mlflow_flywheel.pipelines.adjust.status import AdjustmentStatus
 from mlflow_flywheel.pipelines.backlog import waiting_bytes
 from mlflow_flywheel.pipelines.generation_status import read_status
-from mlflow_flywheel.pipelines.prometheus import CONTENT_TYPE, Family, exposition
+from mlflow_flywheel.pipelines.prometheus import Family, exposition
 from mlflow_flywheel.pipelines.stream.latency import cumulative
 from mlflow_flywheel.pipelines.stream.stats import StreamStats, read_stats
 from mlflow_flywheel.pipelines.times import utc_now
 
 from .context import Context
 from .home import Home
-from .home_metrics import usage_metrics, verdict_metrics
+from .home_metrics import answer_metrics, usage_metrics, verdict_metrics
 from .record_types import DeploymentRecord
 
-_HOST = "127.0.0.1"
-_PATH = "/metrics"
 _TOTAL = "_total"
 
 
@@ -113,54 +108,5 @@ def metrics_of(context: Context) -> bytes:
     for deployment in context.records.deployments(mode="stream"):
         families.add(context.home, deployment)
     families.spool.add({}, waiting_bytes(context.home.spool))
-    return exposition([*families.all(), *verdict_metrics(context), *usage_metrics(context)])
-
-
-class MetricsServer:
-    """Serves `/metrics` on loopback from a thread of its own until it is closed."""
-
-    def __init__(self, context: Context) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            server_version, sys_version = "flywheel", ""
-
-            def do_GET(self) -> None:
-                if self.path.partition("?")[0] != _PATH:
-                    self.send_error(404, f"only {_PATH} is here")
-                    return
-                body = metrics_of(context)
-                self.send_response(200)
-                self.send_header("Content-Type", CONTENT_TYPE)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass  # a line per scrape would bury the daemon's log
-
-        self._server = _listening(context.home, Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://{_HOST}:{self._server.server_port}{_PATH}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _listening(home: Home, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    """Listen on the home's port, or on another one when it has none yet or somebody took it."""
-    file = home.path / "metrics.port"
-    try:
-        kept = int(file.read_text())
-    except (FileNotFoundError, ValueError):
-        kept = 0
-    try:
-        server = ThreadingHTTPServer((_HOST, kept), handler)
-    except OSError:
-        server = ThreadingHTTPServer((_HOST, 0), handler)
-    file.write_text(str(server.server_port))
-    return server
+    more = (verdict_metrics, usage_metrics, answer_metrics)
+    return exposition([*families.all(), *(family for found in more for family in found(context))])

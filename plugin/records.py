@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_flywheel.pipelines.errors import AlreadyExists, BadInput, NotFound, Unavailable, nearest
 
+from .answer_records import AnswerRecords
 from .batch_records import BatchRecords
 from .champion_records import ChampionRecords
 from .database import Database, utc_now
@@ -51,7 +52,7 @@ _DEPLOYMENT_FIELDS = frozenset(
 )
 
 
-class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords, RunRecords):
+class Records(LoopRecords, ChampionRecords, BatchRecords, UsageRecords, RunRecords, AnswerRecords):
     """All reads and writes of the control plane; safe to share between threads, and between processes by URL."""
 
     def __init__(self, database_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mlflow_flywheel.monitors.policy import PolicySpec
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 GATE_TAG, AS_OF_TAG = "flywheel.gate", "flywheel.as_of"
+# In the result of a retraining whose challenger waits: when its trial ends.
+TRIAL_UNTIL = "trial_until"
 
 
 def release(
@@ -37,6 +39,10 @@ def release(
         return result | {"status": "refused", "promoted": False, "reason": why}
     in_force = registry.champion(model)
     hold = _hold(records, policy, version, in_force)
+    if in_force != number and hold is None and policy.trial > timedelta(0):
+        until = as_of + policy.trial
+        hold = f"tried beside version {in_force} until {until:%Y-%m-%d %H:%M} UTC"
+        result[TRIAL_UNTIL] = until.isoformat()
     if in_force != number and hold is not None:
         registry.point(model, CHALLENGER, number)
         return result | {"status": "waiting", "promoted": False, "reason": f"{gate['reason']}; {hold}"}

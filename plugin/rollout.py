@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -128,10 +128,10 @@ def _note_moves(context: Context, moves: Sequence[_Move]) -> None:
 
 
 def _champions(context: Context) -> list[_Move]:
-    """Return the deployments that serve another version than their alias means."""
+    """Return the deployments that serve another version than their alias means; one that is gone moves nobody."""
     followers = [r for r in context.records.deployments() if r.status == "ready" and follows_alias(r)]
-    wanted = {uri: _version(context, uri) for uri in sorted({record.model_uri for record in followers})}
-    moves = [_Move(r, "champion", r.version, wanted[r.model_uri]) for r in followers]
+    wanted = _wanted(context, {record.model_uri for record in followers})
+    moves = [_Move(r, "champion", r.version, wanted[r.model_uri]) for r in followers if r.model_uri in wanted]
     return _due(context, moves)
 
 
@@ -146,12 +146,7 @@ def _challengers(context: Context) -> list[_Move]:
         for r in served
         if (uri := challenger_uri(parse_spec(r.config))) is not None and _is_alias(uri)
     ]
-    wanted: dict[str, str] = {}
-    for uri in sorted({uri for _, uri in followers}):
-        try:
-            wanted[uri] = _version(context, uri)
-        except NotFound as error:
-            _log.warning("challengers stay as they are: %s", error.message)
+    wanted = _wanted(context, {uri for _, uri in followers})
     moves = [
         _Move(record, "challenger", challenger_in_force(context, record.name) or "", wanted[uri])
         for record, uri in followers
@@ -194,6 +189,22 @@ def _roll_over_all(context: Context, moves: Sequence[_Move]) -> list[RollOver]:
         return []
     with ThreadPoolExecutor(min(len(moves), _MOST_AT_ONCE), thread_name_prefix="roll-over") as pool:
         return list(pool.map(one, moves))
+
+
+def _wanted(context: Context, uris: set[str]) -> dict[str, str]:
+    """Return which version each alias means; without those that are gone, such as a challenger's after its promotion."""
+    found = {}
+    for uri in sorted(uris):
+        try:
+            found[uri] = _version(context, uri)
+        except NotFound as error:
+            _say_once(error.message)
+    return found
+
+
+@lru_cache(maxsize=100)
+def _say_once(message: str) -> None:
+    _log.warning("deployments that follow it stay as they are: %s", message)
 
 
 def _version(context: Context, uri: str) -> str:

@@ -21,6 +21,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.spool import spooled_models
 
+from .answer_counting import count_failed_run, count_run
 from .batch_jobs import BatchRequest, batch_job, job_id_of
 from .batch_progress import RunFolder, score_batch, score_run
 from .batch_runs import PREDICT, SCHEDULE, trigger_of
@@ -30,7 +31,7 @@ from .record_types import BatchRun, Task, TaskKind
 from .records import Records
 from .spec import BatchSpec
 from .spec_reading import parse_spec
-from .warm_process import WarmProcess
+from .warm_process import CallFailed, WarmProcess
 
 _log = logging.getLogger(__name__)
 _BATCH_SECONDS = 24 * 3600.0
@@ -50,9 +51,14 @@ def batch_handlers(context: Context, batch: WarmProcess) -> Handlers:
             return predicted
         begun, config = begin_run(context, task)
         folder = RunFolder.of(context.home, begun.deployment, begun.job_id)
-        answer: dict[str, Any] = batch.call(
-            score_run, config.model_dump(mode="json"), str(folder.path), timeout=_BATCH_SECONDS
-        )
+        try:
+            answer: dict[str, Any] = batch.call(
+                score_run, config.model_dump(mode="json"), str(folder.path), timeout=_BATCH_SECONDS
+            )
+        except CallFailed:
+            count_failed_run(context, begun)
+            raise
+        count_run(context, begun, answer)
         if config.job_id == begun.job_id:
             return answer
         return {**answer, "resumed": config.job_id, "more_follows": _take_the_rest(context, task, config)}

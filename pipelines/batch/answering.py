@@ -53,13 +53,15 @@ class Chunk:
 class Answered:
     """What became of a chunk: its rows of the output, those of the inference table, and those that were set aside.
 
-    None where there is nothing to write, or where it was written before.
+    None where there is nothing to write, or where it was written before. `failed` of those set aside made the model
+    raise.
     """
 
     rows: int
     answers: pa.Table | None
     logged: pa.Table | None
     rejects: Sequence[Reject]
+    failed: int = 0
 
 
 class Answerer:
@@ -104,9 +106,9 @@ class Answerer:
                 rejects.append(self._reject(chunk, Misfit(places[at].as_py(), None, "", ""), words))
             rows = rows.take(_without(rows.num_rows, list(refused)))
         if scored is None:
-            return self._only(rejects, rows, kept)
+            return replace(self._only(rejects, rows, kept), failed=len(refused))
         answers = answers_of(rows, kept, scored.request.prediction_ids, scored.predictions)
-        return Answered(rows.num_rows, answers, self._logged(scored), rejects)
+        return Answered(rows.num_rows, answers, self._logged(scored), rejects, len(refused))
 
     def _fitting(self, chunk: Chunk) -> tuple[pa.Table, Request, list[Misfit]]:
         """Return the rows that fit, what is asked about them, and the rows that do not fit."""

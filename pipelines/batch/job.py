@@ -191,6 +191,7 @@ class _Job:
                 *(index, rows, pieces, sink.finish(), rejects.count, target),
                 mark=mark,
                 newest_event=notes.newest_event,
+                failed=notes.failed,
             )
 
     def _answerer(self, file: InputFile, types: Mapping[str, pa.DataType], settled: int) -> Answerer:

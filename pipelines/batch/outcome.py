@@ -39,6 +39,8 @@ class BatchResult:
     outputs: tuple[str, ...]
     id_column: str = ID_COLUMN
     rows_rejected: int = 0
+    rows_failed: int = 0
+    """Those of the rejected ones on which the model raised."""
     files_rejected: int = 0
     rejects: tuple[str, ...] = ()
     watermark: str | None = None
@@ -59,9 +61,11 @@ class Notes:
         self.columns_in: Mapping[str, str] = {}
         self._columns_out: Mapping[str, str] = {}
         self._newest: datetime | None = None
+        self.failed = 0
+        """Rows of the file on which the model raised."""
 
     def begin_file(self) -> None:
-        self._newest = None
+        self._newest, self.failed = None, 0
 
     @property
     def newest_event(self) -> str | None:
@@ -69,7 +73,8 @@ class Notes:
         return None if self._newest is None else self._newest.isoformat()
 
     def look(self, answer: Answered) -> None:
-        """Note what answers are like, and how new their events are."""
+        """Note what answers are like, how new their events are, and what has none."""
+        self.failed += answer.failed
         if answer.answers is not None and not self._columns_out:
             self._columns_out = {column.name: str(column.type) for column in answer.answers.schema}
         if answer.logged is not None:
@@ -88,6 +93,7 @@ class Notes:
             seconds=time.perf_counter() - self._started,
             outputs=tuple(dict.fromkeys(file.output for file in done if not file.unread)),
             rows_rejected=rejected,
+            rows_failed=sum(file.failed for file in done),
             files_rejected=sum(file.unread for file in done),
             rejects=tuple(file.rejects for file in done if file.rejects is not None),
             watermark=as_text(mark),

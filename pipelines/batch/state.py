@@ -46,6 +46,8 @@ class DoneFile:
     """The largest value of the watermark's column among the rows, as JSON."""
     newest_event: str | None = None
     """The latest event time among the rows that were logged, in ISO 8601."""
+    failed: int = 0
+    """Those set aside as the model raised."""
 
 
 class Journal:

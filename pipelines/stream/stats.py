@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 RECENT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 5.0
 _SILENT_SECONDS = 15.0
+_FAILED = ("model", "answer")
 
 
 class StreamStats(Frozen):
@@ -38,7 +39,8 @@ class StreamStats(Frozen):
     `recent_*` are about the last `recent_seconds`. `skipped` messages were published before the deployment starts.
     `broker_restart_wanted` is when a worker was found to have died without closing its consumer on the embedded
     broker, which may keep that consumer's messages until it is restarted: see `needs_broker_restart`.
-    `adjustment` is how a live adjustment does, None where there is none.
+    `adjustment` is how a live adjustment does, None where there is none. `version` is the one that counts now, and
+    `before_version` how many answers and failures there were when it began.
     """
 
     starts: int = 0
@@ -60,6 +62,8 @@ class StreamStats(Frozen):
     trouble: str | None = None
     broker_restart_wanted: datetime | None = None
     adjustment: AdjustmentStatus | None = None
+    version: str = ""
+    before_version: tuple[int, int] = (0, 0)
     started: datetime
     updated: datetime
 
@@ -85,6 +89,16 @@ class StreamStats(Frozen):
         """Return a quantile of the recent latencies, None without recent messages."""
         return quantile_ms(self.recent_latency, share) if self.is_current(now) else None
 
+    @property
+    def failed(self) -> int:
+        """How many messages the model is to blame for that none was answered: it raised, or its answer is none."""
+        return sum(self.dead_letters_by.get(refusal, 0) for refusal in _FAILED)
+
+    @property
+    def of_version(self) -> tuple[int, int]:
+        """Answers and failures of the version that counts now."""
+        return self.rows - self.before_version[0], self.failed - self.before_version[1]
+
     def present(self, now: datetime) -> dict[str, float]:
         """Return what can be said of the present: lag, rate, latencies, adjustment, as the series in MLflow are called."""
         said = {
@@ -103,12 +117,19 @@ def stats_file(status_file: str | Path, worker: int) -> Path:
     return status.with_name(f"{status.stem}.stats-{worker}.json")
 
 
+def read_each(status_file: str | Path) -> dict[str, StreamStats]:
+    """Return the statistics of each worker that a deployment has or had, by the name of its file."""
+    status = Path(status_file)
+    return {
+        path.name: stats
+        for path in status.parent.glob(f"{escape(status.stem)}.stats-*.json")
+        if (stats := _read(path))
+    }
+
+
 def read_stats(status_file: str | Path) -> StreamStats | None:
     """Return the statistics of a deployment, summed over its workers; None when there are none yet."""
-    status = Path(status_file)
-    found = [
-        stats for path in status.parent.glob(f"{escape(status.stem)}.stats-*.json") if (stats := _read(path))
-    ]
+    found = list(read_each(status_file).values())
     if not found:
         return None
     newest = max(found, key=lambda stats: stats.updated)
@@ -219,6 +240,13 @@ class StatsKeeper:
             with self._lock:
                 by = dict(Counter(self._stats.dead_letters_by) + counts)
                 self._stats = self._stats.model_copy(update={"dead_letters_by": by})
+
+    def serves(self, version: str) -> None:
+        """Say which version counts from now on; counts go on over its restarts."""
+        with self._lock:
+            if self._stats.version != version:
+                before = (self._stats.rows, self._stats.failed)
+                self._stats = self._stats.model_copy(update={"version": version, "before_version": before})
 
     def answered(self, published_ms: Iterable[int]) -> None:
         """Count the time that messages took until now, given when they were published."""

@@ -206,6 +206,7 @@ def _run(config_path: Path, number: int, channel: WorkerChannel) -> int:
         return 0
     adjustment = open_adjustment(config, state)  # not before the last version's worker has left it
     stats = StatsKeeper(stats_file(config.status_file, number), lambda: _watch(config, stats, adjustment))
+    stats.serves(config.model.version)
     _watch(config, stats, adjustment)  # at once: a predecessor's ghost may hold messages back
     worker = Worker(config, scorer, stats, number, adjustment)
     for told in (signal.SIGTERM, signal.SIGINT):

@@ -11,9 +11,11 @@ from typing import Any
 
 from mlflow_flywheel.pipelines.backlog import Backlog
 from mlflow_flywheel.pipelines.config import ModelRef
-from mlflow_flywheel.pipelines.prometheus import Family, shared_counters, shared_exposition
+from mlflow_flywheel.pipelines.prometheus import Family, shared_counters, shared_exposition, shared_samples
 
+_REQUESTS, _CHALLENGED = "flywheel_web_requests_total", "flywheel_web_challenger_requests_total"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FAILED = (500, 504)
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -26,6 +28,35 @@ def metrics_folder(status_file: str) -> Path:
 def start_anew(status_file: str) -> None:
     """Forget the counts of an earlier master; counters of Prometheus may start again at any time."""
     shutil.rmtree(metrics_folder(status_file), ignore_errors=True)
+
+
+def answers_by_version(status_file: str) -> dict[str, tuple[int, int]]:
+    """Return how many requests each version answered, and how many its model failed, since the master began.
+
+    A failure is an error of the model's own (500), or no answer in time (504). What did not fit, was too much at a time, or
+    could not be logged is in neither.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for labels, value in shared_samples(metrics_folder(status_file), _REQUESTS):
+        answered, failed = found.get(labels["model_version"], (0, 0))
+        status = int(labels["status"])
+        found[labels["model_version"]] = (
+            answered + (int(value) if status < 300 else 0),
+            failed + (int(value) if status in _FAILED else 0),
+        )
+    return found
+
+
+def answers_of_challenger(status_file: str) -> tuple[int, int]:
+    """Return how many requests a challenger answered unheard, and how many it failed, since the master began.
+
+    Those that a canary answered are among the answers of its version.
+    """
+    counts = {"shadowed": 0, "failed": 0}
+    for labels, value in shared_samples(metrics_folder(status_file), _CHALLENGED):
+        if labels["outcome"] in counts:
+            counts[labels["outcome"]] += int(value)
+    return counts["shadowed"], counts["failed"]
 
 
 class WebMetrics:
@@ -42,7 +73,7 @@ class WebMetrics:
         names = list(self._labels)
         options: dict[str, Any] = {"registry": prometheus.CollectorRegistry()}
         self._requests: Any = prometheus.Counter(
-            "flywheel_web_requests_total", "Scoring requests answered", [*names, "status"], **options
+            _REQUESTS, "Scoring requests answered", [*names, "status"], **options
         )
         self._rows: Any = prometheus.Counter("flywheel_web_rows_total", "Rows scored", names, **options)
         self._seconds: Any = prometheus.Histogram(
@@ -70,7 +101,7 @@ class WebMetrics:
             **options,
         )
         self._challenged: Any = prometheus.Counter(
-            "flywheel_web_challenger_requests_total",
+            _CHALLENGED,
             "Requests that the challenger answered, shadowed, failed or dropped",
             [*names, "outcome"],
             **options,

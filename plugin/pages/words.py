@@ -10,6 +10,7 @@ from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.windows import format_duration
 from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
+from mlflow_flywheel.plugin.release import TRIAL_UNTIL
 
 _NAMES = {
     "auc": "AUC",
@@ -58,10 +59,11 @@ def outcome(action: ActionRecord) -> str:
         return "Queued" if action.status == "queued" else "Under way"
     if action.status == "failed":
         return f"Failed: {str(result.get('reason', '')).splitlines()[0] if result.get('reason') else 'see its run'}"
+    tried = str(result.get(TRIAL_UNTIL, ""))[:16].replace("T", " ")
     heading = {
         "promoted": f"Version {version} promoted",
         "refused": f"Version {version} refused, the champion stays",
-        "waiting": f"Version {version} passed and waits for approval",
+        "waiting": f"Version {version} passed and {f'is tried until {tried} UTC' if tried else 'waits for approval'}",
         "rejected": f"Version {version} rejected by a person, the champion stays",
         "cancelled": "Not started: the loop was paused",
     }.get(action.status, action.status)

@@ -16,13 +16,16 @@ from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.quality import QualityMonitor
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.pipelines.errors import BadInput
-from mlflow_flywheel.plugin import approvals
+from mlflow_flywheel.plugin import approvals, probation
+from mlflow_flywheel.plugin.answer_records import Counter, Server
 from mlflow_flywheel.plugin.champion import PARENT_TAG, ROLLED_BACK_TAG, Registry
 from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.database import utc_now
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.loop import run_monitors, run_retraining
 from mlflow_flywheel.plugin.release import AS_OF_TAG, GATE_TAG
 from mlflow_flywheel.plugin.reproduction import reproduce
+from mlflow_flywheel.plugin.usage_records import SLOT
 
 QUICK = {
     "window": "20d",
@@ -160,9 +163,23 @@ def test_a_model_that_lost_its_touch_is_replaced_by_one_that_was_shown_to_be_bet
         ("promote", "1", "2", "bob"),
     ]
 
+    # asked for, a trial comes first: a shadow that nobody hears, and then it takes over by itself
+    approvals.rollback(records, registry, model, "ada", day(63), to="1")
+    registry.tag(model, "2", ROLLED_BACK_TAG, None)
+    records.set_policy(model, QUICK | {"trial": "3d", "monitors": "performance"})
+    tried = run_retraining(home, records, model, action.reason, day(60), action.id)
+    assert tried["status"] == "waiting" and "tried beside version 1 until 2024-03-04" in tried["reason"]
+    assert (champion_of(world), champion_of(world, "challenger")) == ("1", "2")
+    world.serve(range(60, 63), 50, turned=True, challenger_shadows="2")
+    assert run_monitors(home, records, model, day(62))["action"] != "promote"
+    taken = run_monitors(home, records, model, day(63.5))
+    assert taken["action"] == "promote" and "on trial it was not surely worse: log loss" in taken["reason"]
+    assert champion_of(world) == taken["champion"] == "2"
+    assert [a.status for a in records.actions(model, kinds=("retrain",)) if a.id == action.id] == ["promoted"]
+
 
 def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_probation(
-    world: LoopWorld,
+    world: LoopWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels were flipped for the second version; the third is as good as the first. Windows are five days long."""
     home, records, model = world.home, world.records, world.name
@@ -204,6 +221,20 @@ def test_a_bad_version_that_was_forced_is_rolled_back_and_a_good_one_passes_its_
     (ended,) = records.actions(model, kinds=("probation",))
     assert ended.status == "passed" and "version 3 is not surely worse" in ended.reason
     assert champion_of(world) == "3" and len(records.actions(model, kinds=("rollback",))) == 1
+
+    # a version that fails all that it is asked answers nothing, and goes all the same
+    approvals.promote(records, registry, model, "2", "ada", day(18), force=True)
+    deployed = records.deployment("shop-web").created
+    for version, answered, failed in (("3", 900, 0), ("2", 0, 40)):
+        server = Server("shop-web", deployed, model, version)
+        for slot in range(2):
+            counter = Counter(f"{version} {slot}", "", server, answered, failed)
+            records.add_answers([counter], utc_now() + slot * SLOT)
+    monkeypatch.setattr(probation, "utc_now", lambda: utc_now() + 2 * SLOT)
+    failing = run_monitors(home, records, model, day(400))
+    assert (failing["rows"], failing["action"]) == (0, "rollback"), failing
+    assert "version 2 on probation: it fails more often: shop-web: the model failed" in failing["reason"]
+    assert champion_of(world) == "3"
 
 
 def test_a_retraining_that_fails_leaves_the_champion_and_its_last_words(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,24 @@ from support.mlflow_server import mlflow_server
 from support.page_home import MODEL, START, make
 from support.waiting import eventually
 
+from mlflow_flywheel.pipelines.errors import Unavailable
+from mlflow_flywheel.plugin.context import Context
+from mlflow_flywheel.plugin.daemon_server import DaemonServer
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.records import Records
+from mlflow_flywheel.plugin.webhook_inbox import WebhookInbox
+from mlflow_flywheel.plugin.webhooks import create_webhook, delete_webhook, webhook_state
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PREFIX = "/ml"
+# a server sends to nobody on its own machine unless it is told to
+WEBHOOKS = {
+    "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+    "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_CACHE_TTL": "0",
+}
 HOSTILE = "<script>document.title = 'broken out'</script>"
 
 
@@ -56,7 +69,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("pages")
-    with mlflow_server(folder, prefix=PREFIX, environment={"FLYWHEEL_HOME": str(folder / "home")}) as url:
+    environment = {"FLYWHEEL_HOME": str(folder / "home"), **WEBHOOKS}
+    with mlflow_server(folder, prefix=PREFIX, environment=environment) as url:
         before = requests.get(f"{url}/flywheel/", timeout=20).text
         assert not (folder / "home").exists()
         client = MlflowClient(url)
@@ -290,6 +304,32 @@ def test_the_loop_is_paused_and_resumed_once(site: Site, page: Page) -> None:
     assert site.records.paused(MODEL) is None
     kinds = [a.kind for a in site.records.actions(MODEL) if a.kind in ("pause", "resume")]
     assert kinds == ["resume", "pause"]
+
+
+def test_mlflow_tells_of_an_alias_that_is_set_until_its_webhook_is_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(Context, "ensure_daemon", lambda self: None)  # the test listens in its place
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", site.url)
+    context, client, heard = Context.open(site.home), MlflowClient(site.url), threading.Semaphore(0)
+    with closing(DaemonServer(context, WebhookInbox(site.home, heard.release))) as server:
+        with pytest.raises(Unavailable, match="do not arrive: status 404"):
+            create_webhook(context, server.metrics_url)
+        assert list(client.list_webhooks()) == [] and webhook_state(context) is None
+        first = create_webhook(context, server.webhook_url)
+        made = create_webhook(context, server.webhook_url)  # with another secret, in place of the first
+        assert [hook.webhook_id for hook in client.list_webhooks()] == [made.id] != [first.id]
+        assert heard.acquire(timeout=0) and heard.acquire(timeout=0)
+        client.set_registered_model_alias(MODEL, "watched", "1")
+        assert heard.acquire(timeout=20)
+        state = webhook_state(context)
+        assert state is not None and (state.at_mlflow, state.trial.why[:15]) == ("active", "no daemon runs;")
+        delete_webhook(context)
+        client.delete_registered_model_alias(MODEL, "watched")
+        assert list(client.list_webhooks()) == [] and not heard.acquire(blocking=False)
+    context.records.close()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])

@@ -14,7 +14,7 @@ from mlflow_flywheel.pipelines.feedback import FeedbackLog
 from mlflow_flywheel.pipelines.ids import new_prediction_ids, shadow_prediction_id
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.log_filters import RedactedLog
-from mlflow_flywheel.pipelines.model import load_scorer
+from mlflow_flywheel.pipelines.model import Scorer, load_scorer
 from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.scoring import Request, ScoringCore
 from mlflow_flywheel.pipelines.spool import SpoolLog
@@ -98,18 +98,17 @@ class LoopWorld:
         deployments: Sequence[str] = ("shop-web",),
         mode: str = "web",
         label: int | None = None,
-        challenger_shadows: bool = False,
+        challenger_shadows: bool | str = False,
         challenger_answers: int = 0,
         log_exclude: Sequence[str] = (),
     ) -> None:
         """Answer traffic of some days by the version in force, and send its labels, true six hours later.
 
-        `challenger_shadows`: a challenger, of the same version, is asked each row too; `challenger_answers`: the last
-        so many rows of each day are answered by it instead.
+        `challenger_shadows`: a challenger, of this or the same version, is asked each row too; `challenger_answers`: the
+        last so many rows of each day are answered by it instead.
         """
-        home = self.home
-        resolved = resolve_model(f"models:/{self.name}@champion", home.tracking_uri)
-        scorer = load_scorer(download_model(resolved, home.models, home.tracking_uri))
+        home, scorer = self.home, self.version("@champion")
+        tried = self.version(f"/{challenger_shadows}") if isinstance(challenger_shadows, str) else scorer
         log = SpoolLog(home.spool, self.name, scorer.schema, scorer.kind)
         feedback = FeedbackLog(home.spool, self.name, scorer.kind, source="test")
         for number in days:
@@ -123,7 +122,7 @@ class LoopWorld:
                 asked = Request(batch, ids, event_times=times)
                 kept = RedactedLog(log, log_exclude)
                 core = ScoringCore(scorer, deployment=deployment, mode=mode, log=kept)
-                trial = ScoringCore(scorer, deployment=deployment, mode=mode, log=kept, variant="challenger")
+                trial = ScoringCore(tried, deployment=deployment, mode=mode, log=kept, variant="challenger")
                 heard = per_day - challenger_answers
                 core.score(asked.take(range(heard)))
                 if challenger_answers:
@@ -141,6 +140,11 @@ class LoopWorld:
         log.close()
         feedback.close()
         Committer(home.spool, home.tables).commit_once()
+
+    def version(self, which: str) -> Scorer:
+        """Load "/2" or "@champion"."""
+        resolved = resolve_model(f"models:/{self.name}{which}", self.home.tracking_uri)
+        return load_scorer(download_model(resolved, self.home.models, self.home.tracking_uri))
 
     def table(self) -> InferenceTable:
         return InferenceTable.open(self.home.tables, self.name)

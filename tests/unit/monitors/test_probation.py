@@ -5,48 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
-from support.windows_of import times, two_classes
+from support.versions import answered, classifier
 
 from mlflow_flywheel.monitors import probation
 from mlflow_flywheel.monitors.probation import compare, confidence_of, slower, worth_a_look
-from mlflow_flywheel.pipelines.config import ModelRef
+from mlflow_flywheel.monitors.probation_estimate import compare_estimates
+from mlflow_flywheel.monitors.reference import Reference
 from mlflow_flywheel.pipelines.model import Scorer
-from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
-
-
-def classifier(slope: float, feature: str = "x", noise: int | None = None) -> Scorer:
-    """Return a logistic model of one feature; the world of these tests has the slope 2."""
-
-    def call(frame: pd.DataFrame, params: object) -> tuple[Any, Any]:
-        z = slope * frame[feature].to_numpy()
-        if noise is not None:
-            z = z + 0.3 * np.random.default_rng(noise).normal(size=len(z))
-        one = 1 / (1 + np.exp(-z))
-        return (one > 0.5).astype(float), np.column_stack([1 - one, one])
-
-    schema = FeatureSchema([Feature(feature, "double")])
-    return Scorer(ModelRef(name="m", version="1", path=""), schema, call, ("0", "1"), None, "double", None)
-
-
-def answered(by: Scorer, n: int = 2000, seed: int = 0) -> pa.Table:
-    """Return labelled rows of four weeks, as a version answered them."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=n)
-    said = by.predict(pa.table({"x": x}))
-    assert said.proba is not None
-    proba = np.asarray(said.proba.flatten()).reshape(n, 2)
-    return pa.table(
-        {
-            "event_time": times(n),
-            "feature.x": x,
-            "label": (rng.random(n) < 1 / (1 + np.exp(-2 * x))).astype(float),
-            "prediction": said.values,
-            "prediction_proba": two_classes(proba[:, 1]),
-        }
-    )
+from mlflow_flywheel.pipelines.training_files import EVENT_TIME
 
 
 def judged(old: Scorer | None, new: Scorer, rows: pa.Table, **more: Any) -> probation.Comparison:
@@ -122,3 +90,42 @@ def test_a_version_whose_predictions_take_much_longer_is_named_with_its_deployme
     assert slower(rows(2000), rows(5000), 200, 3.0) is None
     assert slower(rows(20), rows(900), 200, 3.0) is None  # still quick
     assert slower(rows(2000), rows(7000, 100), 200, 3.0) is None  # too few to say
+
+
+@pytest.mark.parametrize(("slope", "worse"), [(-2.0, True), (8.0, True), (2.0, False), (1.9, False)])
+def test_before_labels_come_what_both_versions_probably_lose_is_compared(slope: float, worse: bool) -> None:
+    """The new version's reference teaches about both; the rows that it answered since have no labels."""
+    old, new = classifier(2.0), classifier(slope)
+    rows = (
+        answered(new, 2000, seed=3)
+        .drop_columns(["label"])
+        .append_column("label", pa.nulls(2000, pa.float64()))
+    )
+    found = compare_estimates(rows, old, new, reference(new), margin=0.02, confidence=0.95)
+    assert found is not None and found.worse is worse, found
+    assert (
+        found.metric == "log_loss" and found.rows == 2000 and found.margin == pytest.approx(0.0139, abs=1e-3)
+    )
+    assert "rows whose labels are not there yet" in str(found) and found.to_dict()["low"] == found.low
+
+
+def test_estimates_find_no_harm_where_there_is_none_and_say_nothing_without_a_reference() -> None:
+    fooled = 0
+    for seed in range(12):
+        old, new = classifier(2.0, noise=500 + seed), classifier(2.0, noise=1000 + seed)
+        found = compare_estimates(
+            answered(new, 800, seed), old, new, reference(new), margin=0.0, confidence=0.9
+        )
+        assert found is not None
+        fooled += found.worse
+    assert fooled <= 2
+    rows = answered(new)
+    assert compare_estimates(rows, old, new, None, margin=0.02, confidence=0.95) is None
+    other = classifier(2.0, feature="y")
+    assert compare_estimates(rows, other, new, reference(new), margin=0.02, confidence=0.95) is None
+
+
+def reference(version: Scorer) -> Reference:
+    rows = answered(version, 1000, seed=99)
+    names = {"feature.x": "x", "event_time": EVENT_TIME}
+    return Reference(rows.rename_columns([names.get(name, name) for name in rows.column_names]))

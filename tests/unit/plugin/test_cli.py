@@ -37,6 +37,7 @@ COMMANDS = [
     "adjust",
     "cost",
     "alerts",
+    "webhook",
     "demo",
 ]
 
@@ -107,13 +108,16 @@ def test_the_help_lists_every_command() -> None:
         "alerts list",
         "alerts remove",
         "alerts test",
+        "webhook create",
+        "webhook status",
+        "webhook delete",
     ],
 )
 def test_every_command_has_its_own_help(name: str) -> None:
     said = flywheel(*name.split(), "--help")
     assert said.exit_code == 0
     assert f"Usage: main {name}" in said.output
-    if name not in ("batch", "loop", "broker", "dlq", "adjust", "alerts", "demo"):
+    if name not in ("batch", "loop", "broker", "dlq", "adjust", "alerts", "webhook", "demo"):
         assert "--json" in said.output and "--home DIR" in said.output
 
 

@@ -18,10 +18,11 @@ from mlflow_flywheel.pipelines.times import EPOCH, utc_now
 from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.cost import cost_report
-from mlflow_flywheel.plugin.cost_series import CostSeries
+from mlflow_flywheel.plugin.cost_series import tell_costs
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.metrics import metrics_of
 from mlflow_flywheel.plugin.prices import Prices
+from mlflow_flywheel.plugin.slot_series import SlotSeries
 from mlflow_flywheel.plugin.usage_records import SLOT, Reading, slot_of
 
 PRICES = Prices(cpu_hour=3600.0, gb_hour=3600.0)  # a second of a core, or of a gigabyte, costs 1
@@ -160,8 +161,8 @@ def test_the_series_have_a_point_for_every_ten_minutes_that_ended(
     newest = slot_of(utc_now())
     costly.read("deployment-late-web", newest - SLOT, 10, 60.0)
     costly.answer(50, newest - MINUTE)
-    series = CostSeries()
-    monkeypatch.setattr("mlflow_flywheel.plugin.cost_series.utc_now", lambda: newest + 3 * MINUTE)
+    series = SlotSeries(tell_costs)
+    monkeypatch.setattr("mlflow_flywheel.plugin.slot_series.utc_now", lambda: newest + 3 * MINUTE)
     for _ in range(2):  # the second time nothing is due
         series.log(context)
     run_id = context.records.deployment("late-web").run_id

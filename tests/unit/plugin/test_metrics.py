@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +17,7 @@ from mlflow_flywheel.pipelines.stream.stats import StatsKeeper, StreamStats, rea
 from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.home import Home
-from mlflow_flywheel.plugin.metrics import MetricsServer, metrics_of
+from mlflow_flywheel.plugin.metrics import metrics_of
 from mlflow_flywheel.plugin.series import add_points, end_runs
 from mlflow_flywheel.plugin.stream_series import StreamSeries
 
@@ -135,25 +133,6 @@ def test_a_deployment_that_has_said_nothing_yet_has_no_figures(context: Context)
     assert "flywheel_stream_messages_total" not in found
     assert "flywheel_stream_lag_seconds" not in found
     assert [s.value for s in found["flywheel_stream_workers"]] == [0]
-
-
-def test_the_port_is_kept_unless_somebody_took_it(context: Context) -> None:
-    server = MetricsServer(context)
-    first = server.url
-    assert samples(requests.get(first, timeout=10).text)["flywheel_stream_info"]
-    assert requests.get(first.replace("/metrics", "/"), timeout=10).status_code == 404
-    server.close()
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", int(first.rpartition(":")[2].partition("/")[0])))
-        taken.listen()
-        server = MetricsServer(context)
-        second = server.url
-        server.close()
-    assert second != first
-    server = MetricsServer(context)
-    assert server.url == second
-    server.close()
 
 
 def test_a_stream_that_works_has_series_and_one_point_of_rest(

@@ -118,6 +118,20 @@ def test_nothing_moves_while_no_alias_does(world: World) -> None:
     }
 
 
+def test_an_alias_that_is_gone_keeps_nobody_from_following_another(world: World) -> None:
+    others = {
+        "model_name": "m",
+        "mode": "web",
+        "config": {"mode": "web"},
+        "flavor": "sklearn",
+        "version": "1",
+    }
+    world.context.records.add_deployment("other", model_uri="models:/m@staging", status="ready", **others)  # type: ignore[arg-type]
+    world.aliases["champion"] = "2"
+    assert world.follow() == [RollOver(NAME, "1", "2")]
+    assert world.context.records.deployment("other").version == "1"
+
+
 def test_both_follow_their_aliases_and_a_promoted_challenger_is_idle(world: World) -> None:
     world.aliases["champion"] = "2"
     assert world.follow() == [RollOver(NAME, "1", "2")]
