@@ -125,6 +125,12 @@ def cost_reports(
     return reports
 
 
+def shared_costs(context: Context, start: datetime, end: datetime) -> list[SharedCost]:
+    """Return what serves all deployments alone, without a look at any inference table."""
+    in_daemon = sum(run.cpu_seconds for each in _batch_runs(context, start, end).values() for run in each)
+    return _shared(context.records.usage(start, end), in_daemon, Prices.of())
+
+
 def _deployment_cost(
     deployment: DeploymentRecord,
     usage: dict[tuple[str, datetime], Usage],
