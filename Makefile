@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream bench-estimation bench-monitor
+.PHONY: setup demo test screenshots pulsar test-pulsar lint types-view bench-adjust bench-backtest bench-batch bench-loop bench-web bench-stream drill-stream bench-estimation bench-monitor
 
 setup: $(STAMP)
 
@@ -19,6 +19,11 @@ demo: setup
 # Two test processes with a pool of threads each would mostly wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The pictures of the docs, as the page's tests see it in a real browser.
+screenshots: setup
+	OMP_NUM_THREADS=1 FLYWHEEL_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest -q \
+		tests/integration/test_pages.py -k "not status_says"
 
 # The Apache Pulsar broker (Java 17 and Maven are needed), into a cache outside of this repository.
 pulsar: setup

@@ -121,7 +121,8 @@ def begin_batch_run(client: MlflowClient, batch: StartedBatch) -> tuple[str, str
 def end_batch_run(
     client: MlflowClient, batch: StartedBatch, run_id: str, outcome: BatchOutcome, parent: str | None = None
 ) -> None:
-    """Log how a run ended, and add its point to the deployment's series. Doing so again changes nothing.
+    """Log how a run ended, and if it answered anything its point of the deployment's series. Doing so again changes
+    nothing.
 
     Raises NotFound when MLflow will never take it, as of a run that somebody deleted.
     """
@@ -134,6 +135,8 @@ def end_batch_run(
             client.log_artifact(run_id, str(outcome.log))
         status = "FINISHED" if outcome.failure is None else "FAILED"
         finish_run(client, run_id, status, outcome.ended)
+        if not outcome.metrics.get("rows_out"):
+            return  # it has come to no event time, and a point by the clock would stretch the charts of a replay
         parent = parent or str(client.get_run(run_id).data.tags[PARENT_TAG])
         kind = "batch" if batch.span is None else "backfill"
         series = {f"{kind}/{name}": outcome.metrics[name] for name in _SERIES if name in outcome.metrics}

@@ -25,6 +25,7 @@ import pyarrow as pa
 from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.times import as_utc
 
+from .experiment_view import VIEW, VIEW_TAG, saved_view, wants_view
 from .verdicts import Verdict, worst
 from .version_page import show_on_version
 from .windows import Window, epoch_ms
@@ -123,8 +124,19 @@ def log_monitor_run(
 
 def run_link(experiment: str, run_id: str, report: bool) -> str:
     """Return the place of a run, or of its report, inside the MLflow UI."""
-    run = f"#/experiments/{experiment}/runs/{run_id}"
-    return f"{run}/artifacts/{REPORT_ARTIFACT}{_VIEW}" if report else run + _VIEW
+    if report:
+        return artifact_link(experiment, run_id, REPORT_ARTIFACT)
+    return f"#/experiments/{experiment}/runs/{run_id}{_VIEW}"
+
+
+def charts_link(experiment: str) -> str:
+    """Return the place inside the MLflow UI of the charts of every deployment over time."""
+    return f"#/experiments/{experiment}/runs{_VIEW}&viewStateShareKey={VIEW}&compareRunsMode=CHART"
+
+
+def artifact_link(experiment: str, run_id: str, artifact: str) -> str:
+    """Return the place inside the MLflow UI where it shows an artifact of a run."""
+    return f"#/experiments/{experiment}/runs/{run_id}/artifacts/{artifact}{_VIEW}"
 
 
 def _long_lived(client: MlflowClient, model: str, kind: str, name: str, tags: Mapping[str, str]) -> str:
@@ -299,7 +311,7 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name))
+                found = client.get_experiment(client.create_experiment(name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -310,6 +322,8 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
                 f"experiment {name!r} is deleted, so nothing can be logged there; restore it with "
                 f"`mlflow experiments restore -x {found.experiment_id}`"
             )
+        if wants_view(found.tags.get(VIEW_TAG)):
+            client.set_experiment_tag(found.experiment_id, VIEW_TAG, saved_view())
     return str(found.experiment_id)
 
 

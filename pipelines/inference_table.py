@@ -24,6 +24,7 @@ from .errors import BadInput
 from .ids import SHADOW_SUFFIX
 from .schema import TIMESTAMP, Feature, FeatureSchema
 from .scoring import FEATURE_PREFIX
+from .times import EPOCH
 
 _PREDICTION_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("prediction_id", pa.string()),
@@ -51,6 +52,7 @@ _FEEDBACK_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("received_date", pa.date32()),
     ("source", pa.string()),
 ]
+_MICROSECOND = timedelta(microseconds=1)
 LABEL_COLUMNS = ("label", "label_time", "received_time", "label_source")
 _IS_SHADOW = f"ends_with(prediction_id, '{SHADOW_SUFFIX}')"
 # of an answered row; which label it is does not matter here
@@ -245,12 +247,23 @@ class InferenceTable:
 
     def traffic(self, start: datetime, end: datetime) -> dict[str, Traffic]:
         """Return what each deployment answered with `request_time` in [start, end)."""
+        return self.traffic_by(start, end, end - start).get(start, {}) if end > start else {}
+
+    def traffic_by(
+        self, start: datetime, end: datetime, step: timedelta
+    ) -> dict[datetime, dict[str, Traffic]]:
+        """Return the same for each step of the span that has rows, by when it begins; the table is read once."""
         found = self._query(
-            "SELECT deployment, sum(1 / coalesce(sampling_fraction, 1)) AS n, avg(execution_duration_us) / 1e6 AS seconds "
-            f"FROM predictions WHERE request_time >= ? AND request_time < ? AND NOT {_IS_SHADOW} GROUP BY deployment",
-            [start, end],
+            "SELECT deployment, (epoch_us(request_time) - ?) // ? AS place, "
+            "sum(1 / coalesce(sampling_fraction, 1)) AS n, avg(execution_duration_us) / 1e6 AS seconds "
+            f"FROM predictions WHERE request_time >= ? AND request_time < ? AND NOT {_IS_SHADOW} GROUP BY ALL",
+            [(start - EPOCH) // _MICROSECOND, step // _MICROSECOND, start, end],
         ).to_pylist()
-        return {row["deployment"]: Traffic(row["n"], row["seconds"]) for row in found}
+        steps: dict[datetime, dict[str, Traffic]] = {}
+        for row in found:
+            at = steps.setdefault(start + row["place"] * step, {})
+            at[row["deployment"]] = Traffic(row["n"], row["seconds"])
+        return steps
 
     def watermark(self) -> datetime | None:
         """Return the newest event time, or None for an empty table."""

@@ -24,6 +24,7 @@ _TITLES = {
     "alert": "alarm",
     "alert_end": "the alarm is over",
     "retrain": "retraining",
+    "policy": "the policy was changed",
 }
 _OUTCOMES = {
     "promoted": "a new champion",

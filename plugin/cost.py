@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from mlflow_flywheel.pipelines.inference_table import InferenceTable, Traffic
+from mlflow_flywheel.pipelines.times import EPOCH
 
 from .context import Context
 from .prices import Prices
 from .record_types import DeploymentRecord
 from .runners.base import DAEMON, deployment_process
 from .spec_reading import parse_spec
-from .usage_records import Usage
+from .usage_records import SLOT, Usage
 
 _MOST_RUNS = 100_000
 
@@ -25,6 +27,7 @@ class BatchRunUsage:
 
     rows: int
     cpu_seconds: float
+    ended: datetime = EPOCH
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,43 @@ def cost_report(
     Served deployments are measured as processes, in slots of ten minutes that begin in the span; batch deployments by
     the processor time of the runs that ended in it. The daemon's account is without these runs.
     """
+    return cost_reports(context, start, end, max(end - start, SLOT), model, prices)[0]
+
+
+def cost_reports(
+    context: Context,
+    start: datetime,
+    end: datetime,
+    step: timedelta,
+    model: str | None = None,
+    prices: Prices | None = None,
+) -> list[CostReport]:
+    """Return such a report for each step of a span, in order of time; the last step may be shorter."""
     prices = prices or Prices.of()
-    records = context.records
-    usage = records.usage(start, end)
+    deployments = context.records.deployments(model_name=model)
     runs = _batch_runs(context, start, end)
-    deployments = records.deployments(model_name=model)
-    traffic = {name: _traffic(context, name, start, end) for name in {d.model_name for d in deployments}}
-    costs = [
-        _deployment_cost(d, usage, runs.get(d.name, ()), traffic[d.model_name].get(d.name), prices)
-        for d in deployments
-    ]
-    in_daemon = sum(run.cpu_seconds for each in runs.values() for run in each)
-    shared = [] if model is not None else _shared(usage, in_daemon, prices)
-    return CostReport(start, end, prices, tuple(costs), tuple(shared))
+    tables = {d.model_name: InferenceTable.open(context.home.tables, d.model_name) for d in deployments}
+    traffic = {name: table.traffic_by(start, end, step) for name, table in tables.items() if table.exists}
+    reports = []
+    for place in range(max(1, math.ceil((end - start) / step))):
+        begin, until = start + place * step, min(end, start + (place + 1) * step)
+        usage = context.records.usage(begin, until)
+        ended = {name: [run for run in each if begin <= run.ended < until] for name, each in runs.items()}
+        rows = {name: by_step.get(begin, {}) for name, by_step in traffic.items()}
+        costs = [
+            _deployment_cost(d, usage, ended.get(d.name, ()), rows.get(d.model_name, {}).get(d.name), prices)
+            for d in deployments
+        ]
+        in_daemon = sum(run.cpu_seconds for each in ended.values() for run in each)
+        shared = [] if model is not None else _shared(usage, in_daemon, prices)
+        reports.append(CostReport(begin, until, prices, tuple(costs), tuple(shared)))
+    return reports
+
+
+def shared_costs(context: Context, start: datetime, end: datetime) -> list[SharedCost]:
+    """Return what serves all deployments alone, without a look at any inference table."""
+    in_daemon = sum(run.cpu_seconds for each in _batch_runs(context, start, end).values() for run in each)
+    return _shared(context.records.usage(start, end), in_daemon, Prices.of())
 
 
 def _deployment_cost(
@@ -148,11 +175,6 @@ def _batch_runs(context: Context, start: datetime, end: datetime) -> dict[str, t
         result = task.result or {}
         if task.finished is None or not start <= task.finished < end or "cpu_seconds" not in result:
             continue
-        run = BatchRunUsage(int(result.get("rows_out", 0)), float(result["cpu_seconds"]))
+        run = BatchRunUsage(int(result.get("rows_out", 0)), float(result["cpu_seconds"]), task.finished)
         found.setdefault(task.subject, []).append(run)
     return {deployment: tuple(runs) for deployment, runs in found.items()}
-
-
-def _traffic(context: Context, model: str, start: datetime, end: datetime) -> dict[str, Traffic]:
-    table = InferenceTable.open(context.home.tables, model)
-    return table.traffic(start, end) if table.exists else {}

@@ -74,7 +74,7 @@ def _offer(rates: Rates, demand: Demand, prices: Prices) -> Offer:
     cpu = rates.idle_cpu_per_day + runs * rates.cpu_per_run + rows * rates.cpu_per_row
     gb_hours = rates.gigabytes * 24
     cost = prices.cost(cpu, gb_hours * 3600)
-    per_row = f"{rows:,.0f} rows x {rates.cpu_per_row * 1e3:.3g} ms"
+    per_row = f"{rows:,.0f} rows x {_time(rates.cpu_per_row)}"
     first = (
         f"{runs:,} runs x {rates.cpu_per_run:.2f} s"
         if rates.mode == "batch"
@@ -84,6 +84,10 @@ def _offer(rates: Rates, demand: Demand, prices: Prices) -> Offer:
     if rates.gigabytes:
         words += f", + {rates.gigabytes:.2f} GB x 24 h x {prices.gb_hour:g}/h"
     return Offer(rates.mode, cost, cost / rows * 1000 if rows else None, words, rates.basis)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def served_rates(cost: DeploymentCost, slots: Sequence[Usage]) -> Rates | None:

@@ -75,9 +75,9 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
         }
         return result | nothing
     turn = Turn(home, records, MlflowClient(home.tracking_uri), table, look, verdicts)
-    html = _report(turn)
-    run_id = _show(turn, watching, html, champion.model_id)
-    _remember(turn, run_id, html is not None)
+    html, page = _report(turn), _overview(turn)
+    run_id = _show(turn, watching, html, page, champion.model_id)
+    _remember(turn, run_id, html is not None, page is not None)
     return result | {"run_id": run_id} | act(Occasion(turn, run_id))
 
 
@@ -96,7 +96,9 @@ def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
     return found
 
 
-def _show(turn: Turn, watching: Sequence[Monitor], html: str | None, model_id: str | None) -> str:
+def _show(
+    turn: Turn, watching: Sequence[Monitor], html: str | None, page: str | None, model_id: str | None
+) -> str:
     """Log the monitor run and a point of each deployment's series; return the run's id."""
     rows = turn.look.rows
     run_id = log_monitor_run(
@@ -107,7 +109,7 @@ def _show(turn: Turn, watching: Sequence[Monitor], html: str | None, model_id: s
         turn.verdicts,
         model_id=model_id,
         html=html,
-        overview=_overview(turn),
+        overview=page,
         rows=rows,
         source=turn.table.predictions.uri,
         table_version=turn.table.versions()["predictions"],
@@ -181,8 +183,8 @@ def _last_status(turn: Turn, monitor: str) -> str | None:
     return next((v.verdict for v in turn.records.verdicts(turn.model, monitor=monitor, limit=1)), None)
 
 
-def _remember(turn: Turn, run_id: str, report: bool) -> None:
-    """Record each verdict, once per monitor and window."""
+def _remember(turn: Turn, run_id: str, report: bool, page: bool) -> None:
+    """Record each verdict, once per monitor and window, and which reports its run has."""
     window, reference = turn.look.window, turn.look.reference
     known = {v.monitor for v in turn.records.verdicts(turn.model, window=(window.start, window.end))}
     more: Mapping[str, dict[str, Any]] = {
@@ -192,7 +194,8 @@ def _remember(turn: Turn, run_id: str, report: bool) -> None:
     for verdict in turn.verdicts:
         if verdict.monitor in known:
             continue
-        summary = {"text": verdict.summary, "metrics": verdict.metrics, "version": turn.look.version}
+        summary: dict[str, Any] = {"text": verdict.summary, "metrics": verdict.metrics}
+        summary |= {"version": turn.look.version, "overview": page}
         turn.records.add_verdict(
             turn.model,
             verdict.monitor,

@@ -141,6 +141,31 @@ class LoopRecords:
             else:
                 session.execute(delete(PolicyRow).where(PolicyRow.model == model))
 
+    def replace_policy(
+        self,
+        model: str,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+        action: NewAction,
+        as_of: datetime,
+    ) -> bool:
+        """Replace the model's policy and record that, in one transaction; False, and nothing is done, when the policy
+        is not `before` by now.
+        """
+        try:
+            with self._database.write() as session:
+                row = session.get(PolicyRow, model, with_for_update=True)
+                if (dict(row.policy) if row is not None else {}) != dict(before):
+                    return False
+                if row is None:
+                    session.add(PolicyRow(model=model, policy=dict(after), updated=utc_now()))
+                else:
+                    row.policy, row.updated = dict(after), utc_now()
+                session.add(_action_row(model, action, as_of))
+        except IntegrityError:  # PostgreSQL: somebody else made the first policy in this moment
+            return False
+        return True
+
     def policy_state(self, model: str) -> dict[str, Any]:
         """Return what the policy remembers between decisions; empty at first."""
         with self._database.read() as session:

@@ -215,11 +215,19 @@ class Operations:
         self.context.records.update_deployment(record.name, message=f"stayed as it was: {error.message}")
 
     def _set_policy(self, model_name: str, settings: Mapping[str, str]) -> None:
+        """Change the settings that a deployment brings along; the first policy of a model is no change of one."""
         if settings:
             from mlflow_flywheel.monitors.policy import PolicySpec
 
-            present = PolicySpec.parse(self.context.records.policy(model_name))
-            self.context.records.set_policy(model_name, present.changed(settings).model_dump(mode="json"))
+            from .policy_changes import change_policy
+
+            home, records = self.context.home, self.context.records
+            present = records.policy(model_name)
+            policy = PolicySpec.parse(present).changed(settings)
+            if present:
+                change_policy(home, records, model_name, policy, "a deployment")
+            else:
+                records.set_policy(model_name, policy.model_dump(mode="json"))
 
 
 def versioned_uri(record: DeploymentRecord) -> str:

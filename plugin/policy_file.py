@@ -37,29 +37,38 @@ def read_policy_file(path: Path) -> PolicyFile:
 
     Raises NotFound when there is none, BadInput that names the file and what does not fit in it.
     """
+    what = f"policy file {str(path)!r}"
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"), strict=True)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(
-            f"policy file {str(path)!r} does not exist; 'flywheel loop show MODEL --yaml' writes one"
-        ) from None
-    except (OSError, UnicodeDecodeError, NotYaml) as error:
-        raise BadInput(f"policy file {str(path)!r} cannot be read: {error}") from None
+        raise NotFound(f"{what} does not exist; 'flywheel loop show MODEL --yaml' writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{what} cannot be read: {error}") from None
+    return read_policy(text, what)
+
+
+def read_policy(text: str, what: str) -> PolicyFile:
+    """Read the text of a policy file; `what` is how errors call it.
+
+    Raises BadInput that says what does not fit.
+    """
+    try:
+        raw = read_yaml(text, strict=True)
+    except NotYaml as error:
+        raise BadInput(f"{what} cannot be read: {error}") from None
     if not isinstance(raw, dict):
-        raise BadInput(f"policy file {str(path)!r} holds no keys; it needs model: and policy:")
+        raise BadInput(f"{what} holds no keys; it needs model: and policy:")
     for key in raw:
         if key not in _KEYS:
             hint = nearest(str(key), _KEYS) or _indented(str(key))
-            raise BadInput(f"policy file {str(path)!r}: unknown key {key!r}{hint}; known: {', '.join(_KEYS)}")
+            raise BadInput(f"{what}: unknown key {key!r}{hint}; known: {', '.join(_KEYS)}")
     model, settings = raw.get("model"), raw.get("policy")
     if not isinstance(model, str) or not isinstance(settings or {}, dict):
-        raise BadInput(
-            f"policy file {str(path)!r} must name its model (model: NAME) and settings under policy:"
-        )
+        raise BadInput(f"{what} must name its model (model: NAME) and settings under policy:")
     try:
         policy = PolicySpec.parse({str(key): _text(value) for key, value in (settings or {}).items()})
     except BadInput as error:
-        raise BadInput(f"policy file {str(path)!r}: {error.message}") from None
+        raise BadInput(f"{what}: {error.message}") from None
     return PolicyFile(model, policy)
 
 

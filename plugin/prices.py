@@ -32,6 +32,11 @@ class Prices:
         return (cpu_seconds * self.cpu_hour + gb_seconds * self.gb_hour) / _HOUR
 
 
+def money(amount: float) -> str:
+    """Return an amount as people read it: cents of what is dear, three figures of what is cheap."""
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.3g}"
+
+
 def _price(environment: Mapping[str, str], name: str, default: float) -> float:
     text = environment.get(name, "").strip()
     if not text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,6 +99,14 @@ def time_of(option: str, text: str) -> datetime:
         return parse_time(text)
     except ValueError:
         raise BadInput(f"{option} {text!r} is no time; give ISO 8601, such as 2013-03-01T00:00:00Z") from None
+
+
+def requested_by() -> str:
+    """Return who asks, as far as this machine knows."""
+    try:
+        return f"{getpass.getuser()} (command line)"
+    except (KeyError, OSError):
+        return "command line"
 
 
 def find_deployment(context: Context, name: str) -> DeploymentRecord:

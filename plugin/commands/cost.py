@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any
-
 import click
 
-from mlflow_flywheel.pipelines.times import utc_now
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.cost import CostReport, DeploymentCost, cost_report
-from mlflow_flywheel.plugin.cost_advice import (
-    MODES,
-    SERVED,
-    Demand,
-    Offer,
-    Rates,
-    batch_rates,
-    estimated_rates,
-    offers,
-    rows_per_day,
-    served_rates,
-)
-from mlflow_flywheel.plugin.runners.base import deployment_process
-from mlflow_flywheel.plugin.usage_records import slot_of
+from mlflow_flywheel.plugin.cost import CostReport
+from mlflow_flywheel.plugin.cost_advice import SERVED
+from mlflow_flywheel.plugin.cost_view import Advice, cost_view
+from mlflow_flywheel.plugin.prices import money
 
 from .common import command, find_model, print_json, print_table
 
@@ -36,13 +20,11 @@ from .common import command, find_model, print_json, print_table
 )
 @click.option(
     "--max-age",
-    default="1d",
-    show_default=True,
     metavar="TIME",
-    help="how old an answer may be, for the advice",
+    help="how old an answer may be, for the advice  [default: the policy's max_age, or 1d]",
 )
 @command
-def cost(context: Context, as_json: bool, name: str | None, since: str, max_age: str) -> None:
+def cost(context: Context, as_json: bool, name: str | None, since: str, max_age: str | None) -> None:
     """Show what deployments cost; of one model (or a deployment's model) also which mode would cost least.
 
     Processor time and memory are measured on the processes; prices are FLYWHEEL_PRICE_CPU_HOUR and
@@ -51,48 +33,14 @@ def cost(context: Context, as_json: bool, name: str | None, since: str, max_age:
     from mlflow_flywheel.monitors.windows import parse_duration
 
     model = find_model(context, name) if name is not None else None
-    demanded_age, now = parse_duration(max_age), utc_now()
-    report = cost_report(context, _start(context, model, now - parse_duration(since)), now, model)
-    models = sorted({each.model for each in report.deployments})
-    advice = {each: _advice(context, report, each, demanded_age) for each in models}
+    age = parse_duration(max_age) if max_age is not None else None
+    view = cost_view(context, model, parse_duration(since), age)
     if as_json:
-        print_json(_json(report, advice, demanded_age))
+        print_json(view.to_json())
         return
-    _print_costs(report)
-    for each in models:
-        _print_advice(each, *advice[each], demanded_age)
-
-
-def _start(context: Context, model: str | None, start: datetime) -> datetime:
-    """Return the slot in which measuring began, if that was later: costs per day are of the days that were."""
-    created = [record.created for record in context.records.deployments(model_name=model)]
-    return slot_of(max(start, min(created, default=start)))
-
-
-def _advice(
-    context: Context, report: CostReport, model: str, max_age: timedelta
-) -> tuple[Demand, list[Offer], list[str]]:
-    """Return the demand, what each mode would cost, and the modes of which nothing is known."""
-    own = [each for each in report.deployments if each.model == model]
-    known = [rates for each in own if (rates := _rates(context, report, each)) is not None]
-    model_seconds = next((each.seconds_per_row for each in own if each.seconds_per_row is not None), None)
-    best: dict[str, Rates] = {}
-    for rates in known:
-        best.setdefault(rates.mode, rates)
-    for mode in MODES:
-        estimate = estimated_rates(mode, known, model_seconds) if mode not in best else None
-        if estimate is not None:
-            best[mode] = estimate
-    demand = Demand(rows_per_day(report, model), max_age)
-    return demand, offers(list(best.values()), demand, report.prices), [m for m in MODES if m not in best]
-
-
-def _rates(context: Context, report: CostReport, each: DeploymentCost) -> Rates | None:
-    if each.mode not in SERVED:
-        return batch_rates(each)
-    deployed = context.records.deployment(each.deployment).created
-    process = deployment_process(each.deployment)
-    return served_rates(each, context.records.usage_slots(process, deployed, report.start, report.end))
+    _print_costs(view.report)
+    for each, advice in view.advice.items():
+        _print_advice(each, advice)
 
 
 def _print_costs(report: CostReport) -> None:
@@ -104,14 +52,14 @@ def _print_costs(report: CostReport) -> None:
             f"{each.usage.cpu_seconds:,.1f}",
             f"{each.usage.gb_seconds / 3600:,.2f}" if each.mode in SERVED else None,
             "not logged" if each.rows is None else f"{each.rows:,.0f}",
-            _money(each.cost),
-            None if each.per_1k is None else _money(each.per_1k),
+            money(each.cost),
+            None if each.per_1k is None else money(each.per_1k),
         )
         for each in report.deployments
     ]
     rows += [
         (f"({each.process})", None, f"{each.usage.up_seconds / 3600:,.1f}", f"{each.usage.cpu_seconds:,.1f}",
-         f"{each.usage.gb_seconds / 3600:,.2f}", None, _money(each.cost), None)
+         f"{each.usage.gb_seconds / 3600:,.2f}", None, money(each.cost), None)
         for each in report.shared
     ]  # fmt: skip
     span = f"{report.start:%Y-%m-%d %H:%M} to {report.end:%Y-%m-%d %H:%M} UTC"
@@ -120,54 +68,25 @@ def _print_costs(report: CostReport) -> None:
     print_table(f"Cost, {span}; {prices}", columns, rows)
 
 
-def _print_advice(
-    model: str, demand: Demand, found: Sequence[Offer], unknown: Sequence[str], age: timedelta
-) -> None:
+def _print_advice(model: str, advice: Advice) -> None:
     from mlflow_flywheel.monitors.windows import format_duration
 
-    if not demand.rows_per_day or not found:
+    demand = advice.demand
+    if not demand.rows_per_day or not advice.offers:
         click.echo(f"{model}: no predictions were measured, so nothing can be said of other modes")
         return
-    title = f"{model}: {demand.rows_per_day:,.0f} rows a day, answers at most {format_duration(age)} old"
+    title = f"{model}: {demand.rows_per_day:,.0f} rows a day, answers at most {format_duration(demand.max_age)} old"
     rows = [
         (
             offer.mode,
-            _money(offer.cost_per_day),
-            _money(offer.cost_per_1k or 0.0),
+            money(offer.cost_per_day),
+            money(offer.cost_per_1k or 0.0),
             offer.arithmetic,
             offer.basis,
         )
-        for offer in found
+        for offer in advice.offers
     ]
     print_table(title, ["mode", "a day", "per 1,000", "how", "from"], rows)
-    for mode in unknown:
+    for mode in advice.unknown:
         click.echo(f"{mode}: not known; a deployment of that mode would measure it")
-    click.echo(f"cheapest for this: {found[0].mode}")
-
-
-def _money(amount: float) -> str:
-    return f"{amount:.2f}" if amount >= 1 else f"{amount:.3g}"
-
-
-def _json(
-    report: CostReport, advice: dict[str, tuple[Demand, list[Offer], list[str]]], age: timedelta
-) -> dict[str, Any]:
-    return {
-        "start": report.start.isoformat(),
-        "end": report.end.isoformat(),
-        "prices": {"cpu_hour": report.prices.cpu_hour, "gb_hour": report.prices.gb_hour},
-        "deployments": [each.to_json() for each in report.deployments],
-        "shared": [
-            {"process": each.process, "cpu_seconds": each.usage.cpu_seconds, "cost": each.cost}
-            for each in report.shared
-        ],
-        "advice": {
-            model: {
-                "rows_per_day": demand.rows_per_day,
-                "max_age_seconds": age.total_seconds(),
-                "offers": [offer.to_json() for offer in found],
-                "unknown": unknown,
-            }
-            for model, (demand, found, unknown) in advice.items()
-        },
-    }
+    click.echo(f"cheapest for this: {advice.offers[0].mode}")

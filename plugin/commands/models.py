@@ -10,7 +10,7 @@ import click
 from mlflow_flywheel.pipelines.errors import BadInput, ModelError
 from mlflow_flywheel.plugin.context import Context
 
-from .common import command, do_task, find_model, print_json, print_table, time_of
+from .common import command, do_task, find_model, print_json, print_table, requested_by, time_of
 
 
 @click.command()
@@ -89,13 +89,15 @@ def loop_apply(context: Context, as_json: bool, file: Path, dry_run: bool) -> No
     such a file.
     """
     from mlflow_flywheel.monitors.policy import PolicySpec
+    from mlflow_flywheel.plugin.policy_changes import change_policy
     from mlflow_flywheel.plugin.policy_file import changes, read_policy_file
 
     given = read_policy_file(file)
     model = find_model(context, given.model)
-    changed = changes(PolicySpec.parse(context.records.policy(model)), given.policy)
-    if changed and not dry_run:
-        context.records.set_policy(model, given.policy.model_dump(mode="json"))
+    if dry_run:
+        changed = changes(PolicySpec.parse(context.records.policy(model)), given.policy)
+    else:
+        changed = change_policy(context.home, context.records, model, given.policy, requested_by())
     if as_json:
         told = {name: {"before": before, "after": after} for name, (before, after) in changed.items()}
         print_json({"model": model, "changes": told, "applied": not dry_run})
@@ -115,6 +117,7 @@ def loop_apply(context: Context, as_json: bool, file: Path, dry_run: bool) -> No
 def loop_set(context: Context, as_json: bool, model: str, settings: tuple[str, ...]) -> None:
     """Change settings of the policy; the others keep their values."""
     from mlflow_flywheel.monitors.policy import PolicySpec
+    from mlflow_flywheel.plugin.policy_changes import change_policy
 
     model = find_model(context, model)
     changes: dict[str, Any] = {}
@@ -123,8 +126,8 @@ def loop_set(context: Context, as_json: bool, model: str, settings: tuple[str, .
         if not equals:
             raise BadInput(f"setting {setting!r} has no value; write it as {key}=value")
         changes[key] = value
-    changed = PolicySpec.parse(context.records.policy(model)).changed(changes)
-    context.records.set_policy(model, changed.model_dump(mode="json"))
+    policy = PolicySpec.parse(context.records.policy(model)).changed(changes)
+    change_policy(context.home, context.records, model, policy, requested_by())
     _show_policy(context, model, as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.record_types import ActionRecord, DeploymentRecord
 
-from .common import command, find_model, print_json
+from .common import command, find_model, print_json, requested_by
 
 if TYPE_CHECKING:
     from mlflow_flywheel.plugin.champion import Registry
@@ -36,7 +35,7 @@ def promote(
         _registry(context),
         model,
         version,
-        _who(),
+        requested_by(),
         _now(context, model),
         reason=reason,
         force=force,
@@ -53,7 +52,7 @@ def reject(context: Context, as_json: bool, model: str, version: str | None) -> 
     from mlflow_flywheel.plugin import approvals
 
     model = find_model(context, model)
-    action = approvals.reject(context.records, _registry(context), model, version, _who())
+    action = approvals.reject(context.records, _registry(context), model, version, requested_by())
     rejected = str((action.result or {}).get("version"))
     if as_json:
         print_json({"model": model, "version": rejected, "action": action.id, "status": action.status})
@@ -72,7 +71,7 @@ def rollback(context: Context, as_json: bool, model: str, to: str | None, reason
 
     model = find_model(context, model)
     registry, now = _registry(context), _now(context, model)
-    action = approvals.rollback(context.records, registry, model, _who(), now, to=to, reason=reason)
+    action = approvals.rollback(context.records, registry, model, requested_by(), now, to=to, reason=reason)
     _say(context, as_json, model, action)
 
 
@@ -83,7 +82,7 @@ def rollback(context: Context, as_json: bool, model: str, to: str | None, reason
 def pause(context: Context, as_json: bool, model: str, reason: str) -> None:
     """Let the loop start nothing: no retraining, no promotion, no rollback. Monitors go on."""
     model = find_model(context, model)
-    changed = context.records.pause(model, _who(), reason, _now(context, model))
+    changed = context.records.pause(model, requested_by(), reason, _now(context, model))
     paused = context.records.paused(model)
     if as_json:
         print_json({"model": model, "paused": True, "changed": changed})
@@ -98,7 +97,7 @@ def pause(context: Context, as_json: bool, model: str, reason: str) -> None:
 def resume(context: Context, as_json: bool, model: str, reason: str) -> None:
     """Let a paused loop go on."""
     model = find_model(context, model)
-    changed = context.records.resume(model, _who(), reason, _now(context, model))
+    changed = context.records.resume(model, requested_by(), reason, _now(context, model))
     if as_json:
         print_json({"model": model, "paused": False, "changed": changed})
     else:
@@ -149,11 +148,3 @@ def _now(context: Context, model: str) -> datetime:
     from mlflow_flywheel.plugin.event_clock import event_now
 
     return event_now(context.home.tables, model, PolicySpec.parse(context.records.policy(model)))
-
-
-def _who() -> str:
-    """Return who asks, as far as this machine knows."""
-    try:
-        return f"{getpass.getuser()} (command line)"
-    except (KeyError, OSError):
-        return "command line"

@@ -1,33 +1,29 @@
-"""What the page shows, as plain values: read from the records, the inference tables and MLflow's own stores."""
+"""What the page shows, as plain values: models with their deployments, verdicts and actions, and windows of event time."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from mlflow.server import handlers
 
 from mlflow_flywheel.monitors.all import NAMES
 from mlflow_flywheel.monitors.policy import PolicySpec
-from mlflow_flywheel.monitors.reporting import run_link
-from mlflow_flywheel.pipelines.errors import FlywheelError
-from mlflow_flywheel.pipelines.inference_table import InferenceTable, TableCounts
+from mlflow_flywheel.monitors.reporting import OVERVIEW_ARTIFACT, artifact_link, charts_link, run_link
+from mlflow_flywheel.pipelines.inference_table import TableCounts
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.cost import CostReport, SharedCost
+from mlflow_flywheel.plugin.cost_view import CostView
 from mlflow_flywheel.plugin.record_types import ActionRecord, DeploymentRecord, Pause, Task, VerdictRecord
-from mlflow_flywheel.plugin.records import Records
-from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 from mlflow_flywheel.plugin.views import deployment_view
 
-_ACTIONS, _REPORTS = 60, 6
-_COUNT_AT_MOST_EVERY = 5.0
-# The monitors that are drawn over time, and as how many points; of the others the newest turn is shown.
-_DRAWN, _POINTS, _NEWEST = ("drift", "performance"), 500, 50
+# The monitors that are drawn over time; of the others the newest turn is shown.
+DRAWN = ("drift", "performance")
+_SHOWN_WINDOWS = 6
+_SEVERITY = ("alarm", "warn", "ok")
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,15 @@ class DeploymentLine:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What the deployments of a model cost of late, and step by step; or why that cannot be said."""
+
+    view: CostView | None
+    over_time: Sequence[CostReport] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class ModelView:
     """One registered model: everything that its panel shows."""
 
@@ -88,6 +93,7 @@ class ModelView:
     experiment_id: str | None
     paused: Pause | None = None
     moves: Sequence[ActionRecord] = ()
+    costs: Costs | None = None
 
     @property
     def versions(self) -> list[str]:
@@ -105,7 +111,7 @@ class ModelView:
         watching = NAMES if self.policy is None else self.policy.watched_by
         found = [verdict for verdict in map(self.newest, watching) if verdict is not None]
         newest = max((verdict.window_end for verdict in found), default=None)
-        return [verdict for verdict in found if verdict.monitor in _DRAWN or verdict.window_end == newest]
+        return [verdict for verdict in found if verdict.monitor in DRAWN or verdict.window_end == newest]
 
     def in_force(self, verdict: VerdictRecord) -> bool:
         """Tell whether the verdict is about a version that serves now, not about one that was replaced since."""
@@ -135,9 +141,9 @@ class ModelView:
         return None
 
     @property
-    def reports(self) -> list[VerdictRecord]:
-        """Return the newest drift verdicts that have a report."""
-        return [v for v in self.verdicts if has_report(v)][:_REPORTS]
+    def windows(self) -> list[WindowView]:
+        """Return the newest windows that somebody looked at, newest first."""
+        return windows(self)[:_SHOWN_WINDOWS]
 
     def run_url(self, run_id: str | None, report: bool = False) -> str | None:
         """Return where MLflow shows a run, or its drift report."""
@@ -145,8 +151,60 @@ class ModelView:
             return None
         return handlers._add_static_prefix("/") + run_link(self.experiment_id, run_id, report)
 
+    def overview_url(self, run_id: str | None) -> str | None:
+        """Return where MLflow shows the overview of a monitor run."""
+        if run_id is None or self.experiment_id is None:
+            return None
+        return handlers._add_static_prefix("/") + artifact_link(self.experiment_id, run_id, OVERVIEW_ARTIFACT)
+
+    @property
+    def charts_url(self) -> str | None:
+        """Return where MLflow draws the series of every deployment."""
+        if self.experiment_id is None:
+            return None
+        return handlers._add_static_prefix("/") + charts_link(self.experiment_id)
+
+    def window_url(self, verdict: VerdictRecord) -> str:
+        return window_url(self.name, verdict.window_start, verdict.window_end)
+
+    @property
+    def policy_url(self) -> str:
+        return page_url("policy", model=self.name)
+
     def version_url(self, version: str) -> str:
         return mlflow_url(f"models/{quote(self.name)}/versions/{quote(version)}")
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """What was said of one window, a verdict of each monitor, and what was done about it."""
+
+    start: datetime
+    end: datetime
+    verdicts: Sequence[VerdictRecord]
+    actions: Sequence[ActionRecord] = ()
+
+    @property
+    def status(self) -> str:
+        """Return the most severe verdict."""
+        said = {verdict.verdict for verdict in self.verdicts}
+        return next((status for status in _SEVERITY if status in said), "unknown")
+
+    @property
+    def version(self) -> str:
+        return next((str(v.summary["version"]) for v in self.verdicts if v.summary.get("version")), "")
+
+    @property
+    def run_id(self) -> str | None:
+        return next((v.run_id for v in self.verdicts if v.run_id), None)
+
+    @property
+    def has_report(self) -> bool:
+        return any(has_report(verdict) for verdict in self.verdicts)
+
+    @property
+    def has_overview(self) -> bool:
+        return any(verdict.summary.get("overview") for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
@@ -158,107 +216,36 @@ class Snapshot:
     taken: datetime
     models: Sequence[ModelView] = ()
     failures: Sequence[Task] = field(default_factory=list)
+    shared: Sequence[SharedCost] = ()
 
     @property
     def deployments(self) -> list[DeploymentLine]:
         return [deployment for model in self.models for deployment in model.deployments]
 
 
-class Source:
-    """Reads snapshots of the home that this server process was started for; safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._records: dict[str, Records] = {}
-        self._counts: dict[tuple[str, str], _Counted] = {}
-
-    @property
-    def home(self) -> Home:
-        return Home.default()
-
-    def records(self, home: Home) -> Records:
-        """Return the home's records, on connections that are kept."""
-        with self._lock:
-            url = home.database_url
-            if url not in self._records:
-                self._records[url] = Records(url)
-            return self._records[url]
-
-    def snapshot(self) -> Snapshot:
-        """Read everything; a home that nobody made yet is shown as such, and stays unmade."""
-        home, now = self.home, datetime.now(timezone.utc)
-        if not home.path.is_dir():
-            return Snapshot(str(home.path), False, now)
-        records = self.records(home)
-        deployments, policies = records.deployments(), records.policies()
-        names = sorted({*(deployment.model_name for deployment in deployments), *policies})
-        views = [
-            self._model(
-                home, records, name, [d for d in deployments if d.model_name == name], policies.get(name, {})
-            )
-            for name in names
-        ]
-        failures = [task for task in records.tasks(status="failed", limit=5) if (now - task.created).days < 1]
-        return Snapshot(str(home.path), True, now, views, failures)
-
-    def _model(
-        self,
-        home: Home,
-        records: Records,
-        name: str,
-        deployments: list[DeploymentRecord],
-        settings: Mapping[str, Any],
-    ) -> ModelView:
-        policy, error = _policy(settings)
-        tasks = records.tasks(kind="retrain", subject=name, limit=1)
-        counts = self._count(home, name)
-        predictions = counts.by_deployment if counts is not None else {}
-        context = Context(home, records, SupervisorRunner(home))
-        return ModelView(
-            name=name,
-            deployments=[DeploymentLine.of(context, d, predictions.get(d.name, 0)) for d in deployments],
-            counts=counts,
-            verdicts=_verdicts(records, name),
-            actions=records.actions(name, limit=_ACTIONS),
-            policy=policy,
-            policy_settings=settings,
-            policy_error=error,
-            retraining=tasks[0] if tasks and tasks[0].status in ("queued", "running") else None,
-            experiment_id=_experiment_id(name),
-            paused=records.paused(name),
-            moves=records.moves(name),
-        )
-
-    def _count(self, home: Home, model: str) -> TableCounts | None:
-        """Count the table's rows, seldom enough that counting a large one takes a small share of the time."""
-        key = (home.tables, model)
-        with self._lock:
-            known = self._counts.get(key)
-        if known is not None and time.monotonic() < known.until:
-            return known.counts
-        started = time.monotonic()
-        table = InferenceTable.open(home.tables, model)
-        try:
-            counts = table.counts() if table.exists else None
-        except FlywheelError:
-            counts = known.counts if known is not None else None  # being made or cleaned just now
-        took = time.monotonic() - started
-        with self._lock:
-            self._counts[key] = _Counted(counts, time.monotonic() + max(_COUNT_AT_MOST_EVERY, 20 * took))
-        return counts
+def windows(model: ModelView) -> list[WindowView]:
+    """Return every window of a model's known verdicts, newest first, with the newest verdict of each monitor."""
+    found: dict[tuple[datetime, datetime], list[VerdictRecord]] = {}
+    for verdict in model.verdicts:
+        found.setdefault((verdict.window_start, verdict.window_end), []).append(verdict)
+    ordered = sorted(found, key=lambda span: span[::-1], reverse=True)
+    return [window_of(span, found[span], model.actions) for span in ordered]
 
 
-@dataclass(frozen=True)
-class _Counted:
-    counts: TableCounts | None
-    until: float
+def window_of(
+    span: tuple[datetime, datetime], verdicts: Sequence[VerdictRecord], actions: Sequence[ActionRecord]
+) -> WindowView:
+    """Return one window: of its verdicts the newest of each monitor, of the actions those that it led to."""
+    newest: dict[str, VerdictRecord] = {}
+    for verdict in verdicts:
+        newest.setdefault(verdict.monitor, verdict)
+    window = {"start": span[0].isoformat(), "end": span[1].isoformat()}
+    own = [action for action in actions if action.evidence.get("window") == window]
+    return WindowView(*span, _in_order(newest), own)
 
 
-def _verdicts(records: Records, model: str) -> list[VerdictRecord]:
-    """Return the newest verdicts first: of the monitors that are drawn, and of all in the last turns."""
-    drawn = [v for name in _DRAWN for v in records.verdicts(model, _POINTS, monitor=name)]
-    found = {verdict.id: verdict for verdict in (*drawn, *records.verdicts(model, _NEWEST))}
-    return [found[number] for number in sorted(found, reverse=True)]
+def _in_order(verdicts: Mapping[str, VerdictRecord]) -> list[VerdictRecord]:
+    return [verdicts[name] for name in (*NAMES, *sorted({*verdicts} - {*NAMES})) if name in verdicts]
 
 
 def has_report(verdict: VerdictRecord) -> bool:
@@ -271,14 +258,16 @@ def mlflow_url(path: str) -> str:
     return handlers._add_static_prefix("/#/") + path
 
 
-def _policy(settings: Mapping[str, Any]) -> tuple[PolicySpec | None, str | None]:
-    try:
-        return PolicySpec.parse(settings), None
-    except FlywheelError as error:
-        return None, error.message
+def page_url(place: str = "", **query: str) -> str:
+    """Return where one of our pages is."""
+    path: str = handlers._add_static_prefix(f"/flywheel/{place}")
+    return f"{path}?{urlencode(query)}" if query else path
 
 
-def _experiment_id(model: str) -> str | None:
-    store: Any = handlers._get_tracking_store()
-    found = store.get_experiment_by_name(f"flywheel/{model}")
-    return str(found.experiment_id) if found is not None else None
+def window_url(model: str, start: datetime, end: datetime) -> str:
+    """Return where the page of a window is."""
+    return page_url("window", model=model, start=_iso(start), end=_iso(end))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from mlflow_flywheel.plugin.record_types import ActionRecord, VerdictRecord
 
-from .snapshot import ModelView, Snapshot, has_report
+from .snapshot import DRAWN, Costs, ModelView, Snapshot, has_report
 from .timeline import Mark, Point, Timeline
-from .words import gate_words, headline, metric_name, metrics_of, outcome, verdict_text, version_of
+from .words import (
+    gate_words,
+    headline,
+    metric_name,
+    metrics_of,
+    noteworthy,
+    outcome,
+    verdict_text,
+    version_of,
+)
+
+_A_DAY = timedelta(days=1)
+_MARKED = ("promoted", "refused", "rejected", "waiting", "failed")
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,15 @@ def _model_json(model: ModelView) -> dict[str, Any]:
         "policy": dict(model.policy_settings),
         "retraining": model.retraining.status if model.retraining is not None else None,
         "paused": str(model.paused) if model.paused is not None else None,
+        "cost": _cost_json(model.costs),
         "rollback": {"from": model.champion, "to": model.before} if model.before is not None else None,
     }
+
+
+def _cost_json(costs: Costs | None) -> dict[str, Any] | None:
+    if costs is None:
+        return None
+    return costs.view.to_json() if costs.view is not None else {"error": costs.error}
 
 
 def _verdict_json(model: ModelView, verdict: VerdictRecord) -> dict[str, Any]:
@@ -110,6 +130,7 @@ def _verdict_json(model: ModelView, verdict: VerdictRecord) -> dict[str, Any]:
         "window": [verdict.window_start.isoformat(), verdict.window_end.isoformat()],
         "run_id": verdict.run_id,
         "report_url": model.run_url(verdict.run_id, True) if has_report(verdict) else None,
+        "window_url": model.window_url(verdict),
     }
 
 
@@ -139,23 +160,41 @@ def _points(model: ModelView, monitor: str, metric: str) -> list[Point]:
                 metrics.get(f"{metric}_low"),
                 metrics.get(f"{metric}_high"),
                 (verdict.summary.get("reference") or {}).get(metric),
+                model.window_url(verdict),
             )
     return [points[end] for end in sorted(points)]
 
 
 def _marks(model: ModelView) -> Iterator[Mark]:
-    for action in model.actions:
-        result = action.result or {}
-        if action.kind == "rollback" and action.status == "done":
-            version = action.evidence["after"]
-            yield Mark(action.as_of, f"back to v{version}", f"{outcome(action)}: {action.reason}", False)
-        if action.kind == "retrain" and action.status in ("promoted", "refused", "rejected"):
-            promoted = action.status == "promoted"
-            gate = result.get("gate")
-            words = gate_words(gate) if gate else action.reason
-            yield Mark(
-                action.as_of,
-                f"v{result.get('version')}" if promoted else "refused",
-                f"{outcome(action).partition(':')[0]}: {words}",
-                promoted,
-            )
+    ends = [v.window_end for v in model.verdicts if v.monitor in DRAWN]
+    # what was done by the clock about a model whose events are replayed would stretch the drawing over years
+    latest = max(ends) + max((max(ends) - min(ends)) / 4, _A_DAY) if ends else None
+    for action in noteworthy(model.actions):
+        mark = _mark(action)
+        if mark is not None and (latest is None or mark.at <= latest):
+            yield mark
+
+
+def _mark(action: ActionRecord) -> Mark | None:
+    """Return how an action is drawn; None for what is not worth a mark."""
+    result = action.result or {}
+    said = f"{outcome(action)}: {action.reason}" if outcome(action) else action.reason
+    if action.kind == "alert":
+        return Mark(action.as_of, "", f"alert: {action.reason}", "alert")
+    if action.kind == "policy":
+        return Mark(action.as_of, "policy", f"policy: {action.reason}", "note")
+    if action.kind in ("rollback", "promote") and action.status == "done":
+        version, back = action.evidence["after"], action.kind == "rollback"
+        return Mark(
+            action.as_of,
+            f"back to v{version}" if back else f"v{version}",
+            said,
+            "back" if back else "promoted",
+        )
+    if action.kind == "retrain" and action.status in _MARKED:
+        gate, version = result.get("gate"), result.get("version")
+        words = f"{outcome(action).partition(':')[0]}: {gate_words(gate)}" if gate else said
+        label = f"v{version}" if action.status == "promoted" else action.status
+        label = f"v{version} waits" if action.status == "waiting" else label
+        return Mark(action.as_of, label, words, "promoted" if action.status == "promoted" else "refused")
+    return None

@@ -47,6 +47,30 @@ def metrics_of(verdict: VerdictRecord) -> dict[str, float]:
     return dict(verdict.summary.get("metrics") or {})
 
 
+def numbers(verdicts: Sequence[VerdictRecord]) -> list[tuple[str, str, str]]:
+    """Return every number of some verdicts, with monitor and name."""
+    return [(v.monitor, name, f"{value:,.4g}") for v in verdicts for name, value in metrics_of(v).items()]
+
+
+def coverage(performance: VerdictRecord | None) -> str:
+    """Return how many rows of the newest window have a label, and how late labels are; empty when nobody knows."""
+    found = metrics_of(performance) if performance is not None else {}
+    if "label_coverage" not in found:
+        return ""
+    late = [
+        f"{said} after {_hours(found[name])}"
+        for name, said in (("label_delay_hours", "true"), ("label_arrival_hours", "here"))
+        if name in found
+    ]
+    return f"{found['label_coverage']:.0%} of the newest window{', ' + ' and '.join(late) + ' (median)' if late else ''}"
+
+
+def _hours(hours: float) -> str:
+    return (
+        f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+    )
+
+
 def outcome(action: ActionRecord) -> str:
     """Return what an action came to, with the gate's numbers where it got that far."""
     result = action.result or {}

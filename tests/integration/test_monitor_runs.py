@@ -8,6 +8,7 @@ from support.windows_of import WINDOW, reference_of, two_classes, window_of
 
 from mlflow_flywheel.monitors.drift import drift
 from mlflow_flywheel.monitors.ended_run import end_deployment_run
+from mlflow_flywheel.monitors.experiment_view import VIEW_TAG, saved_view
 from mlflow_flywheel.monitors.performance import performance
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.monitors.reporting import (
@@ -217,8 +218,7 @@ def test_a_failed_execution_leaves_a_failed_run(client, version):
     window, verdicts = judged()
     with pytest.raises(Unavailable):
         log(client, version, window, verdicts, model_id="m-" + "0" * 32)
-    runs = client.search_runs(
-        [client.get_experiment_by_name(f"flywheel/{version[0]}").experiment_id],
-        "tags.`flywheel.kind` = 'monitor'",
-    )
+    experiment = client.get_experiment_by_name(f"flywheel/{version[0]}")
+    runs = client.search_runs([experiment.experiment_id], "tags.`flywheel.kind` = 'monitor'")
     assert [r.info.status for r in runs] == ["FAILED"]
+    assert experiment.tags[VIEW_TAG] == saved_view()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from support.browser import chromium
+from support.browser import chromium, picture, wants_pictures, watched
 from support.mlflow_server import mlflow_server
 from support.page_home import MODEL, START, make
+from support.page_pictures import at_work, real_reports
 from support.waiting import eventually
 
+from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.plugin.context import Context
 from mlflow_flywheel.plugin.daemon_server import DaemonServer
 from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.policy_file import write_policy
 from mlflow_flywheel.plugin.records import Records
 from mlflow_flywheel.plugin.webhook_inbox import WebhookInbox
 from mlflow_flywheel.plugin.webhooks import create_webhook, delete_webhook, webhook_state
@@ -75,7 +78,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert not (folder / "home").exists()
         client = MlflowClient(url)
         run_id = client.create_run(client.create_experiment(f"flywheel/{MODEL}")).info.run_id
-        client.log_text(run_id, "<h1>Drift of the flights</h1>", "reports/drift.html")
+        for artifact, html in _reports().items():
+            client.log_text(run_id, html, artifact)
         client.create_registered_model(MODEL)
         for _ in range(3):
             client.create_model_version(MODEL, f"runs:/{run_id}/model", run_id)
@@ -83,8 +87,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         client.set_registered_model_alias(MODEL, "challenger", "3")
         home = make(folder / "home", url, run_id)
         records = Records(home.database_url)
-        yield Site(url, run_id, before, records, home)
+        with at_work(home) if wants_pictures() else nullcontext():
+            yield Site(url, run_id, before, records, home)
         records.close()
+
+
+def _reports() -> dict[str, str]:
+    """Return the reports of the monitor run: real ones for pictures, since they take seconds to draw."""
+    if wants_pictures():
+        return real_reports()
+    return {
+        "reports/drift.html": "<h1>Drift of the flights</h1>",
+        "reports/overview.html": "<h1>Overview of the flights</h1>",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +109,12 @@ def browser(site: Site) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    made = browser.new_page()
-    errors: list[str] = []
-    made.on("pageerror", lambda error: errors.append(str(error)))
+def page(site: Site, browser: Browser) -> Iterator[Page]:
+    made = browser.new_page(viewport={"width": 1280, "height": 1000})
+    trouble = watched(made, site.url.removesuffix(PREFIX))
     yield made
     made.close()
-    assert errors == []
+    assert trouble == []
 
 
 def test_a_home_that_is_not_there_is_said_and_not_made(site: Site) -> None:
@@ -135,6 +149,87 @@ def test_the_status_says_what_the_records_and_the_table_say(site: Site) -> None:
     assert promoted["run_url"].startswith(f"{PREFIX}/#/experiments/1/runs/{site.run_id}")
 
 
+def test_the_way_from_mlflow_to_the_page(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/")
+    page.get_by_role("link", name="Flywheel").click()
+    page.wait_for_url(f"**{PREFIX}/flywheel/")
+    assert page.locator("svg.timeline circle.alarm").count() > 3
+    picture(page, "page")
+    picture(page.get_by_role("region", name="Waiting for approval"), "page-approval")
+    report = page.get_by_role("link", name="report", exact=True).get_attribute("href") or ""
+    assert report.partition("?")[0].endswith(f"/runs/{site.run_id}/artifacts/reports/drift.html")
+
+
+def test_from_the_timeline_to_a_window_by_keyboard_and_on_to_its_reports(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    newest = page.locator(".timeline a.window").last
+    newest.focus()
+    for _ in range(42):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="5 Feb – 7 Mar 2013").wait_for()
+    (alert,) = page.get_by_role("listitem").all()
+    assert "alert" in alert.inner_text()  # what was done about this window
+    page.get_by_role("link", name="Later →").click()
+    page.get_by_role("heading", name="7 Feb – 9 Mar 2013").wait_for()
+    picture(page, "page-window")
+    for name, artifact in (("Overview page", "overview"), ("Evidently's report", "drift")):
+        page.get_by_role("link", name=name).click()
+        page.wait_for_url(f"**/artifacts/reports/{artifact}.html?*")
+        page.frame_locator("iframe").locator("h1").first.wait_for()
+        picture(page, f"report-{artifact}")
+        page.go_back()
+    page.get_by_text("numbers of the monitors").click()
+    assert page.get_by_role("row", name="drift share").is_visible()
+
+
+def test_what_it_costs_is_a_table_a_chart_and_advice(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    cost = page.get_by_role("group", name=f"Cost of {MODEL}")
+    assert cost.get_by_role("row", name="late-web").locator("td").nth(4).inner_text() == "300"
+    told = site.status()["models"][0]["cost"]["advice"][MODEL]["offers"]
+    advised = cost.locator(".advice tbody tr")
+    assert [row.locator("th").inner_text() for row in advised.all()] == [offer["mode"] for offer in told]
+    assert told[0]["arithmetic"] in advised.first.inner_text()
+    shown = """() => Chart.getChart(document.querySelector("canvas")).data.datasets.map(each => each.data.reduce((a, b) => a + b))"""
+    assert page.evaluate(shown) == pytest.approx(
+        [d["cost"] for d in site.status()["models"][0]["cost"]["deployments"]]
+    )
+    cost.get_by_role("radio", name="Cost").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate(shown) == [300, 300, 300]
+    page.keyboard.press("ArrowRight")
+    picture(cost, "page-cost")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_it_is_readable_in_both_schemes_and_on_a_phone(
+    site: Site, browser: Browser, scheme: Any, width: int
+) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    measure = """element => {
+        const light = color => { const [r, g, b] = color.match(/\\d+/g).map(Number); return (r + g + b) / 765 };
+        const style = getComputedStyle(element);
+        return [light(style.color), light(style.backgroundColor), document.documentElement.scrollWidth];
+    }"""
+    (model,) = site.status()["models"]
+    window = model["verdicts"][0]["window_url"].removeprefix(PREFIX)
+    for name, place in (
+        ("page", "/flywheel/"),
+        ("window", window),
+        ("policy", f"/flywheel/policy?model={MODEL}"),
+    ):
+        page.goto(site.url + place)
+        ink, ground, wide = page.locator("body").evaluate(measure)
+        assert abs(ink - ground) > 0.6
+        assert (ground < 0.5) == (scheme == "dark")
+        assert wide <= width, name
+        if name == "page" and width < 800:
+            picture(page, "page-narrow")
+    page.close()
+
+
 def test_a_verdict_on_a_replaced_version_is_told_apart(site: Site) -> None:
     end = START + timedelta(days=122)
     old = {"text": "auc 0.5 of an old one", "metrics": {"auc": 0.5}, "version": "1"}
@@ -155,9 +250,23 @@ def test_the_page_holds_no_foreign_address_and_escapes_what_it_shows(site: Site)
     assert "https://" not in text
 
 
+def test_no_page_has_a_script_or_style_of_its_own_and_the_browser_is_told(site: Site) -> None:
+    (model,) = site.status()["models"]
+    window = site.url.removesuffix(PREFIX) + model["verdicts"][0]["window_url"]
+    for address in (site.page, window, f"{site.page}policy?model={MODEL}", f"{site.page}policy?model=nobody"):
+        answer = requests.get(address, headers={"Accept": "text/html"}, timeout=20)
+        assert "script-src 'self'; style-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "<style" not in answer.text and " style=" not in answer.text and " onclick" not in answer.text
+        assert answer.text.count("<script") == answer.text.count("<script src=")
+    assert answer.status_code == 404 and "there is no model &#39;nobody&#39; here" in answer.text
+    chart = requests.get(f"{site.page}static/Chart.bundle.js", timeout=20)
+    assert chart.status_code == 200 and "Chart.js v4" in chart.text[:200]
+    assert requests.get(f"{site.page}static/routes.py", timeout=20).status_code == 404
+
+
 def test_another_sites_page_cannot_ask_for_anything(site: Site) -> None:
     asked = site.records.tasks(kind="retrain")
-    for what in ("retrain", "approve", "reject", "rollback", "pause", "resume"):
+    for what in ("retrain", "approve", "reject", "rollback", "pause", "resume", "policy"):
         answer = requests.post(
             f"{site.url}/ajax-api/2.0/flywheel/{what}",
             data={"model": MODEL, "action": "5"},
@@ -194,6 +303,8 @@ def test_a_retraining_is_asked_for_once_and_at_the_time_of_the_events(site: Site
         ("approve", {"action": "999"}, 404, "action '999' does not exist"),
         ("approve", {"action": "1"}, 400, "action 1 is done: nothing waits for approval"),
         ("reject", {}, 400, "names no 'action'"),
+        ("policy", {"model": MODEL, "text": "model: other"}, 400, "is for model 'other'"),
+        ("policy", {"model": MODEL, "text": "x: ["}, 400, "the policy cannot be read"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -206,7 +317,7 @@ def test_what_cannot_be_done_is_said(
         f"{site.url}/ajax-api/2.0/flywheel/{what}", data=fields, headers={"Accept": "text/html"}, timeout=20
     )
     assert form.status_code == code
-    assert "Back to the page" in form.text
+    assert ("Nothing was changed." if what == "policy" else "Back to the page") in form.text
 
 
 def test_mlflow_itself_is_served_with_a_link_whatever_the_browser_knows(site: Site) -> None:
@@ -217,14 +328,32 @@ def test_mlflow_itself_is_served_with_a_link_whatever_the_browser_knows(site: Si
     assert "ETag" not in answer.headers
 
 
-def test_the_way_from_mlflow_to_the_page_to_a_report(site: Site, page: Page) -> None:
-    page.goto(f"{site.url}/")
-    page.get_by_role("link", name="Flywheel").click()
-    page.wait_for_url(f"**{PREFIX}/flywheel/")
-    assert page.locator("svg.timeline circle.alarm").count() > 3
-    page.get_by_role("link", name="report", exact=True).click()
-    page.wait_for_url("**/artifacts/reports/drift.html?*")
-    page.frame_locator("iframe").get_by_text("Drift of the flights").wait_for()
+def test_the_policy_is_checked_and_changed_on_the_page(site: Site, page: Page) -> None:
+    page.goto(site.page)
+    page.get_by_role("link", name="See all settings").click()
+    text = page.get_by_role("textbox")
+    before = text.input_value()
+    assert before == write_policy(MODEL, PolicySpec.parse(site.records.policy(MODEL)))
+    text.fill(before.replace("cooldown: 7d", "coldown: 7d"))
+    page.get_by_role("button", name="Put in force").click()
+    page.get_by_role("alert").get_by_text(
+        "unknown loop setting 'coldown' (did you mean 'cooldown'?)"
+    ).wait_for()
+    assert "coldown: 7d" in text.input_value()
+    text.fill(before.replace("cooldown: 7d", "cooldown: 3d"))
+    page.get_by_role("button", name="Only check").click()
+    page.get_by_role("status").get_by_text("7d → 3d").wait_for()
+    picture(page, "page-policy")
+    assert "cooldown" not in site.records.policy(MODEL)
+    page.get_by_role("button", name="Put in force").click()
+    page.get_by_role("listitem").get_by_text("cooldown: 7d → 3d, by page").wait_for()
+    assert site.records.policy(MODEL)["cooldown"] == "3d"
+    seen = page.locator("input[name=seen]").input_value()
+    mine = {"model": MODEL, "text": f"model: {MODEL}", "seen": seen}
+    assert site.ask("policy", **mine).json()["applied"] is True
+    late = site.ask("policy", **mine)
+    assert late.status_code == 400 and "changed by somebody else meanwhile" in late.json()["message"]
+    site.records.set_policy(MODEL, {"approval": "manual"})
 
 
 def test_the_page_renews_itself(site: Site, page: Page) -> None:
@@ -330,21 +459,3 @@ def test_mlflow_tells_of_an_alias_that_is_set_until_its_webhook_is_gone(
         client.delete_registered_model_alias(MODEL, "watched")
         assert list(client.list_webhooks()) == [] and not heard.acquire(blocking=False)
     context.records.close()
-
-
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 400)])
-def test_it_is_readable_in_both_schemes_and_on_a_phone(
-    site: Site, browser: Browser, scheme: Any, width: int
-) -> None:
-    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-    page.goto(site.page)
-    measure = """element => {
-        const light = color => { const [r, g, b] = color.match(/\\d+/g).map(Number); return (r + g + b) / 765 };
-        const style = getComputedStyle(element);
-        return [light(style.color), light(style.backgroundColor), document.documentElement.scrollWidth];
-    }"""
-    ink, ground, wide = page.locator("body").evaluate(measure)
-    assert abs(ink - ground) > 0.6
-    assert (ground < 0.5) == (scheme == "dark")
-    assert wide <= width
-    page.close()

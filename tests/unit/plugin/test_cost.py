@@ -17,10 +17,11 @@ from support.backtests import LoggedRows
 from mlflow_flywheel.pipelines.times import EPOCH, utc_now
 from mlflow_flywheel.plugin.cli import main
 from mlflow_flywheel.plugin.context import Context
-from mlflow_flywheel.plugin.cost import cost_report
+from mlflow_flywheel.plugin.cost import cost_report, cost_reports
 from mlflow_flywheel.plugin.cost_series import tell_costs
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.metrics import metrics_of
+from mlflow_flywheel.plugin.pages import costs
 from mlflow_flywheel.plugin.prices import Prices
 from mlflow_flywheel.plugin.slot_series import SlotSeries
 from mlflow_flywheel.plugin.usage_records import SLOT, Reading, slot_of
@@ -91,6 +92,39 @@ def test_every_mode_is_charged_for_what_it_used(costly: Costly) -> None:
     assert (alone.deployments, alone.shared) == (report.deployments, ())
 
 
+def test_steps_add_up_to_the_whole_and_the_page_shows_the_commands_figures(costly: Costly) -> None:
+    now = slot_of(utc_now())
+    for hours, cpu in ((3, 20.0), (1, 30.0)):
+        began = now - timedelta(hours=hours)
+        names = {d.name: d.created for d in costly.context.records.deployments()}
+        taken = Reading(str(hours), began, began + MINUTE, cpu, 500_000_000)
+        costly.context.records.add_reading("deployment-late-web", names["late-web"], taken)
+        costly.answer(100 * hours, began)
+    costly.run(1000, 20.0)
+    end = now + SLOT
+    steps = cost_reports(costly.context, now - timedelta(hours=4), end, timedelta(hours=1), "late", PRICES)
+    assert [step.deployments[2].rows for step in steps] == [0, 300, 0, 100, 0]
+    assert [step.deployments[2].cost for step in steps] == [0, pytest.approx(50), 0, pytest.approx(60), 0]
+    assert [len(step.deployments[0].runs) for step in steps] == [0, 0, 0, 0, 1]
+    whole = cost_report(costly.context, now - timedelta(hours=4), end, "late", PRICES)
+    assert whole.deployments[2].per_1k == pytest.approx(275)
+    *_, web, total = costs.lines(whole)
+    assert (web.name, web.cpu, web.predictions, web.cost, web.per_1k) == (
+        "late-web",
+        "50.0 s",
+        "400",
+        "110.00",
+        "275.00",
+    )
+    assert (total.name, total.predictions, total.cost) == ("All", "1,400", "130.00")
+    drawn = json.loads(costs.chart(steps))
+    assert drawn["step"] == "1h" and len(drawn["labels"]) == 5
+    cost, per_1k = (measure["series"][2]["values"] for measure in drawn["measures"][:2])
+    assert cost == [step.deployments[2].cost for step in steps]
+    assert per_1k == [None, pytest.approx(50 / 0.3), None, pytest.approx(600), None]
+    assert costs.chart(steps[:1]) == ""
+
+
 def test_what_was_before_or_after_the_span_does_not_count(costly: Costly) -> None:
     long_ago = datetime(2024, 1, 1, tzinfo=timezone.utc)
     costly.read("deployment-late-web", long_ago, 5, 30.0)
@@ -123,7 +157,10 @@ def test_the_command_shows_costs_and_the_cheapest_mode(
     assert {each["deployment"]: each["predictions"] for each in told["deployments"]}["late-web"] == 40
     advice = told["advice"]["late"]
     assert {offer["mode"] for offer in advice["offers"]} == {"web", "stream", "batch"}
-    assert advice["unknown"] == []
+    assert (advice["unknown"], advice["max_age_seconds"]) == ([], 86_400)
+    costly.context.records.set_policy("late", {"max_age": "1m"})
+    said = CliRunner().invoke(main, ["cost", "late", "--home", home])
+    assert "answers at most 1m old" in said.output
     wrong = CliRunner().invoke(main, ["cost", "--home", home, "--since", "soon"])
     assert wrong.exit_code == 1 and "'soon' is not a duration" in wrong.output
 

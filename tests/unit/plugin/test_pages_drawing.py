@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +21,10 @@ def drawing(timeline: Timeline) -> ElementTree.Element:
     return ElementTree.fromstring(timeline.svg())
 
 
+def bars(svg: ElementTree.Element) -> list[ElementTree.Element]:
+    return [rect for rect in svg.iter("rect") if rect.attrib["class"].startswith("bar ")]
+
+
 def numbers(element: ElementTree.Element, *names: str) -> list[float]:
     return [float(element.attrib[name]) for name in names]
 
@@ -37,14 +42,13 @@ def test_everything_drawn_is_within_the_frame_whatever_the_span(days: float) -> 
     times = [T0 + i / 20 * days * DAY for i in range(21)]
     performance = [Point(t, "ok", "fine", 0.7 + i / 500, 0.6, 0.9, 0.71) for i, t in enumerate(times)]
     drift = [Point(t, "alarm", "moved", i / 20) for i, t in enumerate(times)]
-    svg = drawing(Timeline("AUC", performance, drift, [Mark(times[-1], "v2", "promoted", True)], 0.3))
+    svg = drawing(Timeline("AUC", performance, drift, [Mark(times[-1], "v2", "all well", "promoted")], 0.3))
     _, _, width, height = map(float, svg.attrib["viewBox"].split())
     for circle in svg.iter("circle"):
         x, y = numbers(circle, "cx", "cy")
         assert 0 <= x <= width and 0 <= y <= height
-    bars = list(svg.iter("rect"))
-    assert len(bars) == 21
-    for bar in bars:
+    assert len(bars(svg)) == len(set(times))
+    for bar in svg.iter("rect"):
         x, y, w, h = numbers(bar, "x", "y", "width", "height")
         assert x >= 0 and x + w <= width and h > 0 and y + h <= height
     labels = [text.text for text in svg.iter("text") if text.attrib["class"] == "tick middle"]
@@ -63,16 +67,48 @@ def test_too_little_data_is_not_drawn_as_a_value() -> None:
     svg = drawing(
         Timeline("performance", [Point(T0, "unknown", "few labels")], [Point(T0, "unknown", "few")])
     )
-    assert list(svg.iter("circle")) == list(svg.iter("rect")) == []
+    assert list(svg.iter("circle")) == bars(svg) == []
     assert "no labelled window yet" in [text.text for text in svg.iter("text")]
 
 
 def test_words_of_monitors_cannot_break_out() -> None:
     hostile = '</title><script>alert("&")</script>'
-    text = Timeline(hostile, [Point(T0, hostile, hostile, 1.0)], [], [Mark(T0, hostile, hostile, True)]).svg()
+    text = Timeline(
+        hostile, [Point(T0, hostile, hostile, 1.0)], [], [Mark(T0, hostile, hostile, "promoted")]
+    ).svg()
     assert "<script" not in text
     svg = ElementTree.fromstring(text)
     assert [circle.attrib["class"] for circle in svg.iter("circle")] == ["unknown"]
+
+
+def test_each_window_is_one_link_and_the_newest_is_the_way_in() -> None:
+    performance = [Point(T0 + i * DAY, "ok", "fine", 0.7, link=f"/w?a=1&b={i}") for i in range(3)]
+    drift = [Point(T0 + i * DAY, "alarm", "moved", 0.5, link=f"/w?a=1&b={i}") for i in range(3)]
+    links = list(drawing(Timeline("AUC", performance, drift)).iter("a"))
+    assert [link.attrib["href"] for link in links] == ["/w?a=1&b=0", "/w?a=1&b=1", "/w?a=1&b=2"]
+    assert [link.attrib["tabindex"] for link in links] == ["-1", "-1", "0"]
+    assert (links[0].findtext("title") or "").splitlines()[1:] == ["ok: fine", "alarm: moved"]
+
+
+def test_labels_of_marks_never_lie_on_each_other() -> None:
+    marks = [Mark(T0 + i * timedelta(hours=1), "refused", "why", "refused") for i in range(9)]
+    svg = drawing(
+        Timeline("AUC", [Point(T0, "ok", "a", 0.6), Point(T0 + 90 * DAY, "ok", "b", 0.6)], [], marks)
+    )
+    shown = [mark for mark in svg.iter("g") if mark.attrib.get("class") == "mark refused"]
+    assert len(shown) == 9
+    assert len({label.attrib["y"] for mark in shown for label in mark.iter("text")}) == 2
+
+
+def test_what_is_done_by_the_clock_does_not_stretch_a_replay() -> None:
+    from mlflow_flywheel.plugin.pages import view
+    from mlflow_flywheel.plugin.pages.snapshot import ModelView
+
+    verdicts = [VerdictRecord(i, "m", "drift", T0, T0 + i * DAY, "ok", {}, None, T0) for i in (1, 9)]
+    told = [action("done", kind="policy")]
+    told.append(replace(told[0], id=2, as_of=T0 + 4000 * DAY))
+    model = ModelView("m", [], None, verdicts, told, None, {}, None, None, None)
+    assert [mark.at for mark in view.timeline(model).marks] == [T0]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +181,18 @@ def test_what_was_switched_off_or_had_nothing_to_say_is_no_current_verdict() -> 
     policy = PolicySpec.parse({"monitors": "-latency"})
     view = ModelView("m", [], None, verdicts, [], policy, {}, None, None, None)
     assert [v.monitor for v in view.current] == ["drift", "performance", "quality"]
+
+
+def test_how_many_have_a_label_and_how_late() -> None:
+    def told(**metrics: float) -> str:
+        return words.coverage(
+            VerdictRecord(1, "m", "performance", T0, T0 + DAY, "ok", {"metrics": metrics}, None, T0)
+        )
+
+    assert words.coverage(None) == told(auc=0.7) == ""
+    assert told(label_coverage=0.5) == "50% of the newest window"
+    late = told(label_coverage=0.9, label_delay_hours=0.5, label_arrival_hours=72.0)
+    assert late == "90% of the newest window, true after 30 min and here after 3.0 days (median)"
 
 
 def test_spans_leave_out_what_both_ends_share() -> None:

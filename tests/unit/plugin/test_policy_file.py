@@ -78,6 +78,12 @@ def test_a_file_is_shown_tried_and_applied(tmp_path: Path, records: Records) -> 
     said = flywheel("loop", "apply", str(file)).output
     assert "window" in said and "14d" in said and "cooldown" in said and "min_rows" not in said
     assert records.policy("flight-late")["window"] == "14d"
+    (action,) = records.actions("flight-late", kinds=("policy",))
+    assert action.evidence["changes"]["window"] == {"before": "30d", "after": "14d"}
+    assert (
+        action.reason.startswith("window: 30d → 14d; ")
+        and "(command line)" in action.evidence["requested_by"]
+    )
     assert "nothing changes" in flywheel("loop", "apply", str(file)).output
     file.write_text(flywheel("loop", "show", "late-web", "--yaml").output)
     assert "nothing changes" in flywheel("loop", "apply", str(file)).output
