@@ -167,7 +167,7 @@ class _Parser:
         keys = dict.fromkeys(wanted.keys, pa.string())
         self._column_types = {**keys, **wanted.text_types(), **types}
         self.free: deque[bytearray] = deque()
-        """Memory to read into again: what is new costs as much as to parse what is read into it."""
+        """Memory to read into again: the system would have to clear the pages of what is new."""
 
     def keep_types(self, schema: pa.Schema) -> None:
         """Read later blocks as the first one was read."""
