@@ -163,6 +163,8 @@ def test_mlflow_does_not_hear_of_a_scheduled_run_that_found_nothing_new(world: W
     assert (last["status"], last["files"], last["run_id"]) == ("done", 0, None)
     assert world.context.records.unreported_batch_runs() == []
     assert not RunFolder.of(world.context.home, "nightly", run.job_id).path.exists()
+    told = CliRunner().invoke(flywheel, ["status", "--home", str(world.context.home.path)]).output
+    assert re.search(r"last run .* \(schedule\): 0 rows in .*; nothing was new", told), told
 
 
 def test_a_run_that_fails_says_why_also_when_it_could_not_begin(world: World) -> None:
