@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import commands
 import mlflow
 import pandas as pd
 from report import machine, write
@@ -45,15 +45,6 @@ from mlflow_flywheel.plugin.registration import register
 COPIES = int(os.environ.get("BENCH_COPIES", "3"))
 SPAN = ("2013-02-01", "2014-01-01")
 _METRICS = ("auc", "log_loss")
-# A process begins with the peak of the one that it was forked from: a small one must stand between.
-_LAUNCHER = """
-import json, resource, subprocess, sys, time
-started = time.monotonic()
-subprocess.run(sys.argv[2:], check=True)
-usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-cost = {"seconds": time.monotonic() - started, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-open(sys.argv[1], "w").write(json.dumps({**cost, "peak_mib": usage.ru_maxrss / 1024}))
-"""
 
 
 def register_two(year: Flights, tracking_uri: str) -> None:
@@ -102,12 +93,10 @@ def fill(folder: Path, home: Home, year: Flights, copies: int) -> int:
 
 def backtest(home: Home, every: str) -> tuple[dict[str, Any], dict[str, float]]:
     """Run the command; return what it says, and its wall and CPU seconds and peak memory in MiB."""
-    command = [str(Path(sys.executable).with_name("flywheel")), "backtest", f"models:/{MODEL_NAME}/2"]
-    command += ["--against", f"models:/{MODEL_NAME}/1", "--from", SPAN[0], "--to", SPAN[1], "--every", every]
-    costs = home.path / "costs.json"
-    launched = [sys.executable, "-c", _LAUNCHER, str(costs), *command, "--home", str(home.path), "--json"]
-    done = subprocess.run(launched, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout), json.loads(costs.read_text())
+    command = ["flywheel", "backtest", f"models:/{MODEL_NAME}/2", "--against", f"models:/{MODEL_NAME}/1"]
+    command += ["--from", SPAN[0], "--to", SPAN[1], "--every", every, "--home", str(home.path), "--json"]
+    said, cost = commands.run(command)
+    return json.loads(said), asdict(cost)
 
 
 def periods_of(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import commands
 import mlflow.sklearn
 import numpy as np
 import pyarrow as pa
@@ -162,21 +162,6 @@ def apart(work: Callable[..., float], *arguments: Any) -> float:
         return pool.submit(work, *arguments).result()
 
 
-def command_seconds(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its seconds and its peak memory in MiB. Raises RuntimeError when it fails."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with tempfile.TemporaryFile() as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "PATH": path})
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(command)} failed: {said.read().decode()}")
-    return seconds, usage.ru_maxrss / 1024
-
-
 def our_command(config: BatchConfig, folder: Path) -> list[str]:
     """Return the command that runs a job as a whole, cold."""
     config.save(folder / "job.json")
@@ -207,9 +192,11 @@ def speeds(folder: Path, models: Mapping[str, Path]) -> dict[str, list[float]]:
         timed("linear", lambda at: apart(our_seconds, job_of(at, linear, parquet, "linear", log=False)))
         timed(
             "mlflow_predict",
-            lambda at: command_seconds([*predict, "-o", str(at / "o.json"), "--env-manager", "local"])[0],
+            lambda at: (
+                commands.run([*predict, "-o", str(at / "o.json"), "--env-manager", "local"])[1].seconds
+            ),
         )
-        timed("csv", lambda at: command_seconds(our_command(csv_job(at), at))[0])
+        timed("csv", lambda at: commands.run(our_command(csv_job(at), at))[1].seconds)
         timed("mlflow_predict_work", lambda at: apart(mlflow_csv_seconds, linear, csv, at / "o.json"))
         timed("csv_work", lambda at: apart(our_csv_seconds, csv_job(at)))
     parquet.unlink()
@@ -225,7 +212,7 @@ def memory_curve(folder: Path, model: Path) -> dict[str, float]:
             place = Path(name)
             write_parquet(place / "rows.parquet", rows)
             command = our_command(job_of(place, model, place / "rows.parquet", "memory"), place)
-            peaks[str(rows)] = command_seconds(command)[1]
+            peaks[str(rows)] = commands.run(command)[1].peak_mib
     return peaks
 
 

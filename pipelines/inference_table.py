@@ -10,56 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .commits import plain_text
 from .delta import DeltaLog
 from .errors import BadInput
-from .ids import SHADOW_SUFFIX
 from .schema import TIMESTAMP, Feature, FeatureSchema
 from .scoring import FEATURE_PREFIX
+from .table_columns import feedback_schema, label_rows_for, predictions_schema, rows_for, same_type
+from .table_queries import HAS_LABEL, IS_SHADOW, filters, quoted, with_labels
 from .times import EPOCH
 
-_PREDICTION_COLUMNS: list[tuple[str, pa.DataType]] = [
-    ("prediction_id", pa.string()),
-    ("client_request_id", pa.string()),
-    ("request_time", TIMESTAMP),
-    ("event_time", TIMESTAMP),
-    ("event_date", pa.date32()),
-    ("deployment", pa.string()),
-    ("mode", pa.string()),
-    ("model_name", pa.string()),
-    ("model_version", pa.string()),
-    ("model_id", pa.string()),
-    ("variant", pa.string()),
-    ("execution_duration_us", pa.int64()),
-    ("status_code", pa.int32()),
-    ("sampling_fraction", pa.float64()),
-    ("prediction_proba", pa.list_(pa.float64())),
-    ("adjustment", pa.string()),
-]
-_FEEDBACK_COLUMNS: list[tuple[str, pa.DataType]] = [
-    ("prediction_id", pa.string()),
-    ("client_request_id", pa.string()),
-    ("label_time", TIMESTAMP),
-    ("received_time", TIMESTAMP),
-    ("received_date", pa.date32()),
-    ("source", pa.string()),
-]
 _MICROSECOND = timedelta(microseconds=1)
 LABEL_COLUMNS = ("label", "label_time", "received_time", "label_source")
-_IS_SHADOW = f"ends_with(prediction_id, '{SHADOW_SUFFIX}')"
-# of an answered row; which label it is does not matter here
-_HAS_LABEL = (
-    "(prediction_id IN (SELECT prediction_id FROM feedback WHERE prediction_id IS NOT NULL) OR client_request_id IN "
-    "(SELECT client_request_id FROM feedback WHERE client_request_id IS NOT NULL))"
-)
 
 
 @dataclass(frozen=True)
@@ -91,17 +59,6 @@ class Traffic:
 
     rows: float
     seconds_per_row: float | None
-
-
-def predictions_schema(schema: FeatureSchema, kind: str) -> pa.Schema:
-    """Return the Arrow schema of `predictions` for a model with these features and this kind of prediction."""
-    features = [(FEATURE_PREFIX + feature.name, feature.table_type) for feature in schema.features]
-    return pa.schema([*_PREDICTION_COLUMNS, ("prediction", _value_type(kind)), *features])
-
-
-def feedback_schema(kind: str) -> pa.Schema:
-    """Return the Arrow schema of `feedback`."""
-    return pa.schema([*_FEEDBACK_COLUMNS, ("label", _value_type(kind))])
 
 
 class InferenceTable:
@@ -141,7 +98,7 @@ class InferenceTable:
             have = log.ensure(wanted)
             for column in wanted:
                 found = have.field(column.name).type
-                if not _same(found, column.type):
+                if not same_type(found, column.type):
                     raise BadInput(
                         f"{column.name!r} is {column.type} in this version of {self.model_name!r} but {found} in its "
                         "inference table; rename the feature, or register the model under another name"
@@ -198,19 +155,17 @@ class InferenceTable:
         `received_before` only labels that had reached a door of ours by then.
         Label columns are `label`, `label_time`, `received_time` and `label_source`, null while no label came.
         """
-        where, parameters = _filters(
-            start, end, deployment=deployment, model_version=version, variant=variant
-        )
+        where, parameters = filters(start, end, deployment=deployment, model_version=version, variant=variant)
         if requests is not None:
             where = f"{where or 'WHERE true'} AND client_request_id IN (SELECT unnest(?))"
             parameters.append(list(requests))
         wanted = list(columns) if columns is not None else None
-        chosen = "*" if wanted is None else ", ".join(_quoted(name) for name in wanted)
+        chosen = "*" if wanted is None else ", ".join(quoted(name) for name in wanted)
         labels_needed = labelled is not None or wanted is None or bool(set(wanted) & set(LABEL_COLUMNS))
         source = f"SELECT * FROM predictions {where}"
         if labels_needed:
             sources = wanted is None or "label_source" in wanted
-            source, parameters = _with_labels(where, parameters, known_before, received_before, sources)
+            source, parameters = with_labels(where, parameters, known_before, received_before, sources)
             if labelled is not None:
                 source = f"SELECT * FROM ({source}) WHERE label IS {'NOT ' if labelled else ''}NULL"
         order = f" ORDER BY {order_by}" if order_by else ""
@@ -218,10 +173,10 @@ class InferenceTable:
 
     def counts(self, *, start: datetime | None = None, end: datetime | None = None) -> TableCounts:
         """Count rows, distinct ids, shadow rows and labelled rows, and the answered rows by deployment."""
-        where, parameters = _filters(start, end)
+        where, parameters = filters(start, end)
         result = self._query(
             "SELECT deployment, count(*) AS n, count(DISTINCT prediction_id) AS ids, "
-            f"count(*) FILTER ({_IS_SHADOW}) AS shadow, count(*) FILTER (NOT {_IS_SHADOW} AND {_HAS_LABEL}) AS labelled "
+            f"count(*) FILTER ({IS_SHADOW}) AS shadow, count(*) FILTER (NOT {IS_SHADOW} AND {HAS_LABEL}) AS labelled "
             f"FROM predictions {where} GROUP BY deployment ORDER BY deployment",
             parameters,
             labels=True,
@@ -240,7 +195,7 @@ class InferenceTable:
     def answered(self) -> dict[str, int]:
         """Count the answered rows by deployment, as `counts` does, without a look at ids and labels."""
         found = self._query(
-            f"SELECT deployment, count(*) AS n FROM predictions WHERE NOT {_IS_SHADOW} GROUP BY ALL ORDER BY ALL",
+            f"SELECT deployment, count(*) AS n FROM predictions WHERE NOT {IS_SHADOW} GROUP BY ALL ORDER BY ALL",
             [],
         ).to_pydict()
         return dict(zip(found["deployment"], found["n"], strict=True))
@@ -256,7 +211,7 @@ class InferenceTable:
         found = self._query(
             "SELECT deployment, (epoch_us(request_time) - ?) // ? AS place, "
             "sum(1 / coalesce(sampling_fraction, 1)) AS n, avg(execution_duration_us) / 1e6 AS seconds "
-            f"FROM predictions WHERE request_time >= ? AND request_time < ? AND NOT {_IS_SHADOW} GROUP BY ALL",
+            f"FROM predictions WHERE request_time >= ? AND request_time < ? AND NOT {IS_SHADOW} GROUP BY ALL",
             [(start - EPOCH) // _MICROSECOND, step // _MICROSECOND, start, end],
         ).to_pylist()
         steps: dict[datetime, dict[str, Traffic]] = {}
@@ -280,8 +235,8 @@ class InferenceTable:
         self, start: datetime, end: datetime, columns: Sequence[str]
     ) -> dict[tuple[str, str], tuple[int, dict[str, int]]]:
         """Count, for each (deployment, version) of a span, the rows and the values that are not null in columns."""
-        where, parameters = _filters(start, end)
-        counts = "".join(f", count({_quoted(name)}) AS {_quoted(name)}" for name in columns)
+        where, parameters = filters(start, end)
+        counts = "".join(f", count({quoted(name)}) AS {quoted(name)}" for name in columns)
         rows = self._query(
             f"SELECT deployment, model_version, count(*) AS n{counts} FROM predictions {where} GROUP BY ALL",
             parameters,
@@ -297,10 +252,10 @@ class InferenceTable:
         Returns `client_request_id` and the `prediction_id` of the row that stands for the event: of those with the
         latest label the champion's, of them the first.
         """
-        where, parameters = _filters(start, end)
+        where, parameters = filters(start, end)
         period = "floor((epoch_us({}) - epoch_us(?::TIMESTAMPTZ)) / ?)"
         length = [start, every / timedelta(microseconds=1)]
-        asked = f"{where} AND client_request_id IS NOT NULL AND NOT {_IS_SHADOW}"
+        asked = f"{where} AND client_request_id IS NOT NULL AND NOT {IS_SHADOW}"
         again = self._query(
             f"SELECT client_request_id FROM predictions {asked} GROUP BY ALL "
             f"HAVING {period.format('min(event_time)')} <> {period.format('max(event_time)')}",
@@ -309,7 +264,7 @@ class InferenceTable:
         if not again.num_rows:
             return again.append_column("prediction_id", pa.array([], pa.string()))
         asked += " AND client_request_id IN (SELECT unnest(?))"
-        source, parameters = _with_labels(asked, [*parameters, again["client_request_id"].to_pylist()])
+        source, parameters = with_labels(asked, [*parameters, again["client_request_id"].to_pylist()])
         return self._query(
             "SELECT client_request_id, first(prediction_id ORDER BY label_time DESC NULLS LAST, variant <> 'champion', "
             f"event_time, prediction_id) AS prediction_id FROM ({source}) GROUP BY ALL",
@@ -355,120 +310,9 @@ class InferenceTable:
             connection.register("feedback", self.feedback.dataset())
 
 
-def _with_labels(
-    where: str,
-    parameters: list[Any],
-    known_before: datetime | None = None,
-    received_before: datetime | None = None,
-    sources: bool = False,
-) -> tuple[str, list[Any]]:
-    """Join predictions with the latest label of each; DuckDB compares structs field by field.
-
-    A label that names an answered row by its id is as true of what a shadow said of that row. Of a span only the labels
-    of its own rows are compared: a day costs a day, however many labels there are.
-    """
-    bounds = {"label_time": known_before, "received_time": received_before}
-    extra = [bound for bound in bounds.values() if bound is not None]
-    clauses = [f"{column} < ?" for column, bound in bounds.items() if bound is not None]
-    known = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-    how = "NOT MATERIALIZED" if where else ""  # what two readings pass over need not be held
-    its_ids = "AND prediction_id IN (SELECT answered_id FROM p)" if where else ""
-    its_clients = "AND client_request_id IN (SELECT client_request_id FROM p)" if where else ""
-    latest = (
-        f"max({{'t': label_time, 'r': received_time, 'l': label{', s: source' if sources else ''}}}) AS best"
-    )
-    sql = f"""
-        WITH p AS (
-            SELECT *, CASE WHEN {_IS_SHADOW} THEN left(prediction_id, -{len(SHADOW_SUFFIX)}) ELSE prediction_id END
-                AS answered_id
-            FROM predictions {where}
-        ),
-        known AS {how} (SELECT * FROM feedback {known}),
-        by_id AS (
-            SELECT prediction_id, {latest} FROM known WHERE prediction_id IS NOT NULL {its_ids} GROUP BY prediction_id
-        ),
-        by_client AS (
-            SELECT client_request_id, {latest} FROM known WHERE client_request_id IS NOT NULL {its_clients}
-            GROUP BY client_request_id
-        ),
-        joined AS (
-            SELECT p.* EXCLUDE (answered_id), CASE WHEN a.best IS NULL OR b.best > a.best THEN b.best ELSE a.best END AS best
-            FROM p
-            LEFT JOIN by_id a ON p.answered_id = a.prediction_id
-            LEFT JOIN by_client b ON p.client_request_id = b.client_request_id
-        )
-        SELECT * EXCLUDE (best), best.l AS label, best.t AS label_time, best.r AS received_time
-        {", best.s AS label_source" if sources else ""}
-        FROM joined"""
-    return sql, [*parameters, *extra]
-
-
-def _filters(start: datetime | None, end: datetime | None, **equal: str | None) -> tuple[str, list[Any]]:
-    clauses: list[str] = []
-    parameters: list[Any] = []
-    # the conditions on the partition column let whole files be passed over
-    if start is not None:
-        clauses.append("event_time >= ? AND event_date >= ?")
-        parameters += [start, start.astimezone(timezone.utc).date()]
-    if end is not None:
-        clauses.append("event_time < ? AND event_date <= ?")
-        parameters += [end, end.astimezone(timezone.utc).date()]
-    for column, wanted in equal.items():
-        if wanted is not None:
-            clauses.append(f"{column} = ?")
-            parameters.append(wanted)
-    return ("WHERE " + " AND ".join(clauses) if clauses else ""), parameters
-
-
-def rows_for(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give rows of predictions the columns and types of a table's schema; text may be a dictionary."""
-    return _conform(rows, schema, "event_time", "event_date")
-
-
-def label_rows_for(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give rows of feedback the columns and types of a table's schema."""
-    return _conform(rows, schema, "received_time", "received_date")
-
-
-def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: str) -> pa.Table:
-    """Give rows the table's columns and types; the partition column is derived from its time."""
-    rows = rows.set_column(
-        rows.column_names.index(date_column) if date_column in rows.column_names else rows.num_columns,
-        date_column,
-        pc.cast(rows.column(time_column), pa.date32()),
-    )
-    arrays = {
-        column.name: _cast(rows.column(column.name), column.type)
-        if column.name in rows.column_names
-        else pa.nulls(rows.num_rows, column.type)
-        for column in schema
-    }
-    unknown = [name for name in rows.column_names if name not in arrays]
-    return pa.table({**arrays, **{name: rows.column(name) for name in unknown}})
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    is_its_dictionary = pa.types.is_dictionary(column.type) and column.type.value_type == kind
-    return column if is_its_dictionary else column.cast(kind)
-
-
 def _utc(table: pa.Table) -> pa.Table:
     """Give timestamps the unit and zone of DESIGN's columns, whatever DuckDB called them."""
     for i, column in enumerate(table.schema):
         if pa.types.is_timestamp(column.type) and column.type != TIMESTAMP:
             table = table.set_column(i, column.name, table.column(i).cast(TIMESTAMP))
     return table
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _value_type(kind: str) -> pa.DataType:
-    return pa.string() if kind == "string" else pa.float64()
-
-
-def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_list(wanted):
-        return bool(pa.types.is_list(found) or pa.types.is_large_list(found))
-    return bool(found == wanted)

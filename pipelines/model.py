@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,23 +120,27 @@ class OpenedModel:
     schema: FeatureSchema
     kind: str | None
     """See `Scorer.kind`; None when only the loaded model can tell."""
-    example: pa.RecordBatch | None
+    _example: Callable[[], pa.RecordBatch | None]
     _flavors: Mapping[str, Any]
     _raw: Callable[[], Any]
     _pyfunc: Any
 
     def load(self) -> Scorer:
         """Load it and let it predict its own input example; raises as `load_scorer` says."""
+        try:
+            example = self._example()
+        except BadInput:  # MLflow understands more examples than JSON that fits
+            return _opened_by_mlflow(self.ref).load()
         with _loading(self.ref):
             raw = self._raw()
         call, classes, matrix = _caller(self._flavors, raw, self._pyfunc, self.schema)
 
         def scorer(kind: str | None) -> Scorer:
-            return Scorer(self.ref, self.schema, call, classes, self.example, kind, raw, matrix)
+            return Scorer(self.ref, self.schema, call, classes, example, kind, raw, matrix)
 
-        if self.example is None:
+        if example is None:
             return scorer(self.kind)
-        values = scorer(self.kind).predict(self.example).values
+        values = scorer(self.kind).predict(example).values
         return scorer(self.kind or ("string" if pa.types.is_string(values.type) else "double"))
 
 
@@ -146,13 +150,18 @@ def open_model(ref: ModelRef) -> OpenedModel:
     Raises as `load_scorer` says.
     """
     plain = plain_model(Path(ref.path))
-    if plain is not None:
-        schema = FeatureSchema.from_inputs(plain.inputs, describe(ref))
-        with suppress(BadInput):  # MLflow understands more examples than JSON that fits
-            example = None
-            if plain.example is not None:
-                example = schema.from_columns(plain.example, len(next(iter(plain.example.values()))))
-            return OpenedModel(ref, schema, _kind_of(plain.outputs), example, plain.flavors, plain.load, None)
+    if plain is None:
+        return _opened_by_mlflow(ref)
+    schema, columns = FeatureSchema.from_inputs(plain.inputs, describe(ref)), plain.example
+
+    def example() -> pa.RecordBatch | None:
+        # not before it is needed: Arrow imports pandas for its first array
+        return None if columns is None else schema.from_columns(columns, len(next(iter(columns.values()))))
+
+    return OpenedModel(ref, schema, _kind_of(plain.outputs), example, plain.flavors, plain.load, None)
+
+
+def _opened_by_mlflow(ref: ModelRef) -> OpenedModel:
     with _loading(ref):
         import mlflow.pyfunc
 
@@ -161,7 +170,7 @@ def open_model(ref: ModelRef) -> OpenedModel:
     schema = FeatureSchema.from_signature(signature, describe(ref))
     raw = model.get_raw_model() if "sklearn" in flavors else None
     example = _input_example(model, schema, ref)
-    return OpenedModel(ref, schema, prediction_kind(signature), example, flavors, lambda: raw, model)
+    return OpenedModel(ref, schema, prediction_kind(signature), lambda: example, flavors, lambda: raw, model)
 
 
 @contextmanager

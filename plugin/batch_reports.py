@@ -24,6 +24,7 @@ from mlflow_flywheel.pipelines.errors import BadInput, NotFound
 
 from .batch_jobs import job_file
 from .batch_progress import RunFolder, RunProgress
+from .batch_runs import SCHEDULE
 from .context import Context
 from .prices import Prices
 from .record_types import BatchRun, Task
@@ -51,6 +52,11 @@ def _report(context: Context, run: BatchRun) -> None:
     from mlflow import MlflowClient
 
     task = context.records.task(run.task_id)
+    folder = RunFolder.of(context.home, run.deployment, run.job_id)
+    if run.run_id is None and _may_be_idle(run, task, folder):
+        if task.status == "done":
+            _settle(context, run, folder)
+        return
     client = MlflowClient(context.home.tracking_uri)
     started = _started(run, task)
     parent, run_id = None, run.run_id
@@ -60,11 +66,24 @@ def _report(context: Context, run: BatchRun) -> None:
         _remember_parent(context, run.deployment, parent)
     if task.status not in ("done", "failed"):
         return
-    folder = RunFolder.of(context.home, run.deployment, run.job_id)
     try:
         end_batch_run(client, started, run_id, _outcome(context, run, task, folder), parent)
     except NotFound as error:
         _log.warning("%s", error.message)
+    _settle(context, run, folder)
+
+
+def _may_be_idle(run: BatchRun, task: Task, folder: RunFolder) -> bool:
+    """Tell whether a scheduled run found nothing new, or is so young that it may: of those MLflow would be full."""
+    if run.trigger != SCHEDULE or task.status == "failed":
+        return False
+    if task.status == "done":
+        return (task.result or {}).get("files") == 0
+    return (folder.read() or RunProgress()).files == 0
+
+
+def _settle(context: Context, run: BatchRun, folder: RunFolder) -> None:
+    """Record that MLflow has all that it shall have."""
     context.records.update_batch_run(run.task_id, reported=True)
     folder.remove()
 

@@ -20,11 +20,11 @@ from scipy import special
 from mlflow_flywheel.monitors.measures import MOST_RANKED, REPLICATES, Measured, block_weights
 from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of, probabilities
 from mlflow_flywheel.pipelines.gate import class_codes
+from mlflow_flywheel.pipelines.native_threads import on_one_thread
 from mlflow_flywheel.pipelines.training_files import PREDICTION
 
 from .calibrators import Calibration, calibrate
 from .cells import Grid, bounded_probability
-from .threads import on_one_thread
 
 _STEP = 1e-5
 

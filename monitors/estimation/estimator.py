@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from mlflow_flywheel.monitors.measures import Measured
 from mlflow_flywheel.monitors.outcomes import Task, outcomes
 from mlflow_flywheel.monitors.reference import FEATURE_PREFIX, Reference
+from mlflow_flywheel.pipelines.native_threads import on_one_thread
 from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL, PREDICTION, PREDICTION_PROBA
 
 from .classifiers import Answers, Classifier
 from .losses import Losses
-from .threads import on_one_thread
 
 # Fewer labelled rows, or of fewer blocks of time, teach nothing that could be checked.
 LEAST_ROWS = 100

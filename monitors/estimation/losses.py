@@ -21,9 +21,8 @@ from mlflow_flywheel.monitors.columns import Unreadable, kind_of, numbers_of, te
 from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weights
 from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of
 from mlflow_flywheel.monitors.reference import FEATURE_PREFIX
+from mlflow_flywheel.pipelines.native_threads import on_one_thread
 from mlflow_flywheel.pipelines.training_files import PREDICTION
-
-from .threads import on_one_thread
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor

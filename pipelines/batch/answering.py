@@ -17,6 +17,7 @@ from mlflow_flywheel.pipelines.isolation import score_isolating
 from mlflow_flywheel.pipelines.log_filters import redacted, sampled
 from mlflow_flywheel.pipelines.model import Predictions
 from mlflow_flywheel.pipelines.scoring import Request, ScoredBatch, ScoringCore
+from mlflow_flywheel.pipelines.table_columns import rows_for
 
 from .columns import caller_ids, event_times
 from .fitting import Misfit, features_of, first_misfit, misfits, with_numbers
@@ -154,9 +155,6 @@ class Answerer:
     def _logged(self, scored: ScoredBatch) -> pa.Table | None:
         if self._table is None:
             return None
-        # here, as a cold job without a log needs no DuckDB
-        from mlflow_flywheel.pipelines.inference_table import rows_for
-
         kept: ScoredBatch | None = scored
         if self._config.log_exclude:
             kept = redacted(scored, self._config.log_exclude)

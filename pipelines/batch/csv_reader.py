@@ -27,13 +27,17 @@ from .flow import cores
 from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
-_BLOCK_BYTES = 512 * 1024
+_BLOCK_BYTES = 1024 * 1024
+_ROOM_FOR_LINE = 64 * 1024
 _LONGEST_LINE = 64 * 1024 * 1024
 _STREAMED_BYTES = 8 * 1024 * 1024
 _CONVERSION = re.compile(
     r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to ([^:]+): (.*)", re.DOTALL
 )
 _ROW = re.compile(r"Row #(\d+)")
+_MISSING = pacsv.ConvertOptions().null_values
+_MISSING_WITHOUT_N = [text for text in _MISSING if "n" not in text.lower()]
+"""All that can be missing where there is no N: to compare each number with a list of words is a tenth of parsing it."""
 
 
 def read_csv(
@@ -48,7 +52,7 @@ def read_csv(
         header, start, rest = _header(path, stream)
         wanted.check_names(path, header)
         parser = _Parser(path, wanted, types, drop, header)
-        blocks = _blocks(_Place(path, start, 1 if drop else None), stream, rest)
+        blocks = _blocks(_Place(path, start, 1 if drop else None), stream, rest, parser.free)
         first = next(blocks, None)
         if first is None:
             yield parser.empty()
@@ -92,7 +96,7 @@ class _Place:
     start: int
     lines: int | None
 
-    def after(self, data: bytes, end: int) -> _Place:
+    def after(self, data: bytearray, end: int) -> _Place:
         """Return the place behind data that begin here."""
         lines = None if self.lines is None else self.lines + data.count(b"\n", 0, end)
         return _Place(self.path, self.start + end, lines)
@@ -111,10 +115,17 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Block:
-    """Whole lines of a file, without a quote."""
+    """Whole lines of a file, without a quote: what `data` begins with. Whoever has parsed them gives `data` back."""
 
-    data: pa.Buffer
+    data: bytearray
+    size: int
     place: _Place
+
+    @property
+    def missing(self) -> list[str]:
+        """Return the spellings of a missing value that can be in it."""
+        is_wordless = self.data.find(b"n", 0, self.size) < 0 and self.data.find(b"N", 0, self.size) < 0
+        return _MISSING_WITHOUT_N if is_wordless else _MISSING
 
 
 class _Quoted(io.RawIOBase):
@@ -155,6 +166,8 @@ class _Parser:
         self._columns = wanted.select(header) or header[:1]  # Arrow takes an empty list for "all"
         keys = dict.fromkeys(wanted.keys, pa.string())
         self._column_types = {**keys, **wanted.text_types(), **types}
+        self.free: deque[bytearray] = deque()
+        """Memory to read into again: the system would have to clear the pages of what is new."""
 
     def keep_types(self, schema: pa.Schema) -> None:
         """Read later blocks as the first one was read."""
@@ -167,14 +180,17 @@ class _Parser:
 
     def parse(self, block: _Block) -> pa.Table:
         """Return the block's rows. Raises BadInput or Retype."""
-        read = pacsv.ReadOptions(use_threads=False, block_size=block.data.size + 1, column_names=self._header)
+        read = pacsv.ReadOptions(use_threads=False, block_size=block.size + 1, column_names=self._header)
+        options = self._options(block.place, block.missing, quote_char=False)
         try:
-            source = pa.BufferReader(block.data)
-            return pacsv.read_csv(source, read, *self._options(block.place, quote_char=False))
+            source = pa.BufferReader(pa.py_buffer(block.data).slice(0, block.size))
+            return pacsv.read_csv(source, read, *options)
         except pa.ArrowInvalid as error:
             if str(error).startswith("Empty CSV"):  # nothing but empty lines
                 return self.empty()
             raise self._complaint(block.place, error) from None
+        finally:
+            self.free.append(block.data)
 
     def stream(self, rest: _Quoted) -> Iterator[pa.Table]:
         """Yield the rows of the rest of a file. Raises BadInput or Retype."""
@@ -188,7 +204,7 @@ class _Parser:
             raise self._complaint(rest.place, error) from None
 
     def _options(
-        self, place: _Place, quote_char: str | Literal[False] = '"'
+        self, place: _Place, missing: list[str] = _MISSING, quote_char: str | Literal[False] = '"'
     ) -> tuple[pacsv.ParseOptions, pacsv.ConvertOptions]:
         def leave_out(row: Any) -> str:
             if self._drop is None:
@@ -203,7 +219,10 @@ class _Parser:
                 quote_char=quote_char, newlines_in_values=bool(quote_char), invalid_row_handler=leave_out
             ),
             pacsv.ConvertOptions(
-                column_types=self._column_types, include_columns=self._columns, strings_can_be_null=True
+                column_types=self._column_types,
+                include_columns=self._columns,
+                null_values=missing,
+                strings_can_be_null=True,
             ),
         )
 
@@ -254,21 +273,34 @@ class _Lines:
             yield (line + newline).decode("utf-8")
 
 
-def _blocks(place: _Place, stream: Any, begun: bytes) -> Iterator[_Block | _Quoted]:
-    """Cut what follows the header at line ends, up to the first quote."""
+def _blocks(place: _Place, stream: Any, begun: bytes, free: deque[bytearray]) -> Iterator[_Block | _Quoted]:
+    """Cut what follows the header at line ends, up to the first quote; what was parsed comes back in `free`."""
     rest = begun
-    while data := rest + stream.read(_BLOCK_BYTES):
-        if b'"' in data:
-            yield _Quoted(data, stream, place)
+    while True:
+        data, end = _read_behind(rest, stream, free)
+        if not end:
             return
-        cut = data.rfind(b"\n") + 1
-        if len(data) == len(rest):
-            cut = len(data)  # the last line need not end
-        elif not cut and len(data) > _LONGEST_LINE:
+        if data.find(b'"', 0, end) >= 0:
+            yield _Quoted(bytes(data[:end]), stream, place)
+            return
+        cut = data.rfind(b"\n", 0, end) + 1
+        if end == len(rest):
+            cut = end  # the last line need not end
+        elif not cut and end > _LONGEST_LINE:
             raise BadInput(
                 f"input file {place.path!r}: line {place.lines_before + 1} is longer than {_LONGEST_LINE} bytes"
             )
-        rest = data[cut:]
+        rest = bytes(data[cut:end])
         if cut:
-            yield _Block(pa.py_buffer(data).slice(0, cut), place)
+            yield _Block(data, cut, place)
             place = place.after(data, cut)
+
+
+def _read_behind(rest: bytes, stream: Any, free: deque[bytearray]) -> tuple[bytearray, int]:
+    """Return memory that begins with `rest` and what was read after it, and where that ends."""
+    size = len(rest) + _BLOCK_BYTES
+    data = free.popleft() if free else bytearray(size + _ROOM_FOR_LINE)
+    if len(data) < size:
+        data = bytearray(size)
+    data[: len(rest)] = rest
+    return data, len(rest) + stream.readinto(memoryview(data)[len(rest) : size])

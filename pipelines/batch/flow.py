@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from mlflow_flywheel.pipelines.native_threads import keep_this_thread_on_one_core
+
 T = TypeVar("T")
 R = TypeVar("R")
 _END: Any = object()
@@ -70,8 +72,11 @@ class Ahead(Iterator[T]):
 
 
 def mapped(items: Iterable[T], work: Callable[[T], R], threads: int) -> Generator[R, None, None]:
-    """Yield what `work` makes of each item, in order, with at most `threads` + 1 items under way."""
-    with _ending(ThreadPoolExecutor(threads, "batch-score", _with_one_core)) as pool:
+    """Yield what `work` makes of each item, in order, with at most `threads` + 1 items under way.
+
+    A model's own OpenMP threads would compete with these: many chunks at once fill the cores better.
+    """
+    with _ending(ThreadPoolExecutor(threads, "batch-score", keep_this_thread_on_one_core)) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -117,28 +122,6 @@ class Stage:
     def close(self) -> None:
         """Drop what has not begun, and wait for what has."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _with_one_core() -> None:
-    """Keep a model's own OpenMP threads from competing with ours: many chunks at once fill the cores better.
-
-    The setting is of this thread only.
-    """
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1, "openmp")
-
-
-@contextmanager
-def one_core_for_algebra(threads: int) -> Iterator[None]:
-    """Keep BLAS to the thread that calls it, where several do: its own threads would spin while they wait.
-
-    The setting is of the process.
-    """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1 if threads > 1 else None, "blas"):
-        yield
 
 
 @contextmanager

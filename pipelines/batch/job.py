@@ -23,11 +23,12 @@ from mlflow_flywheel.pipelines.config import BatchConfig
 from mlflow_flywheel.pipelines.errors import BadInput, FlywheelError
 from mlflow_flywheel.pipelines.log_filters import check_excluded
 from mlflow_flywheel.pipelines.model import OpenedModel, Scorer, describe, open_model
+from mlflow_flywheel.pipelines.native_threads import one_core_for_algebra
 from mlflow_flywheel.pipelines.scoring import NullLog, ScoringCore
 
 from .answering import Answerer, Chunk
 from .fitting import features_of
-from .flow import Ahead, cores, mapped, one_core_for_algebra
+from .flow import Ahead, cores, mapped
 from .inputs import InputFile
 from .intake import Intake
 from .outcome import BatchProgress, BatchResult, Notes
@@ -172,7 +173,8 @@ class _Job:
             chunks = stack.enter_context(closing(Ahead(taken, _READ_AHEAD, _size, _READ_BEFORE)))
             settled = min(logged.settled, sink.settled) - first_piece + 1
             answerer = self._answerer(file, types, settled * self._chunks_per_piece)
-            stack.enter_context(one_core_for_algebra(self._threads))
+            if self._threads > 1:
+                stack.enter_context(one_core_for_algebra())
             answered = stack.enter_context(closing(mapped(chunks, answerer, self._threads)))
             rows = 0
             for answer in answered:

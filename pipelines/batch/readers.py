@@ -13,6 +13,7 @@ from .jsonl_reader import read_jsonl
 from .wanted import UNREADABLE, Drop, Wanted, unreadable
 
 _ROWS_PER_READ = 65_536
+_BYTES_PER_READ = 1024 * 1024
 
 
 def read_chunks(
@@ -69,7 +70,10 @@ def _with_partition(table: pa.Table, file: InputFile, wanted: Wanted) -> pa.Tabl
 
 
 def _read_parquet(file: InputFile, wanted: Wanted) -> Iterator[pa.Table]:
-    with file.location.read_anywhere() as source, pq.ParquetFile(source) as parquet:
+    location = file.location
+    # a row group's column as a whole is memory that is new each time; only where each request takes long is that better
+    buffered = _BYTES_PER_READ if location.is_local else 0
+    with location.read_anywhere() as source, pq.ParquetFile(source, buffer_size=buffered) as parquet:
         schema = parquet.schema_arrow
         wanted.check_names(file.path, schema.names)
         columns = wanted.select(schema.names)

@@ -20,7 +20,8 @@ from mlflow_flywheel.pipelines.batch.locations import Location
 from mlflow_flywheel.pipelines.batch.rejects import Reject, RejectsFile
 from mlflow_flywheel.pipelines.commits import Commit
 from mlflow_flywheel.pipelines.errors import BadInput
-from mlflow_flywheel.pipelines.inference_table import InferenceTable, label_rows_for
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
+from mlflow_flywheel.pipelines.table_columns import label_rows_for
 
 from .checking import LabelCheck, Misfit
 from .reading import read_labels

@@ -219,7 +219,10 @@ def _runs(view: dict[str, Any]) -> Iterator[str]:
         else:
             rejected = f", {last['rows_rejected']:,} set aside" if last["rows_rejected"] else ""
             said += f"{last['rows_out']:,} rows{rejected} in {last['seconds']:.1f} s"
-        yield said + (f"; MLflow run {last['run_id']}" if last["run_id"] else "; not in MLflow yet")
+        if last["run_id"]:
+            yield f"{said}; MLflow run {last['run_id']}"
+        else:
+            yield said + ("; nothing was new" if last.get("files") == 0 else "; not in MLflow yet")
 
 
 def _why(run: dict[str, Any]) -> str:

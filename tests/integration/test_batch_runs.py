@@ -127,11 +127,9 @@ def world(tmp_path: Path, zoo: Callable[[str], ZooModel], tracking_uri: str) -> 
     )
     pq.write_table(rows(200), inbox / "a.parquet")
     yield World(context, MlflowClient(tracking_uri), model, inbox)
-    for run in context.records.batch_runs(
-        "nightly", asked_since=NIGHT, limit=1
-    ):  # the store is the session's: the next world has its own parent
-        assert run.run_id is not None
-        parent = MlflowClient(tracking_uri).get_run(run.run_id).data.tags["mlflow.parentRunId"]
+    told = [run.run_id for run in context.records.batch_runs("nightly", asked_since=NIGHT) if run.run_id]
+    if told:  # the store is the session's: the next world has its own parent
+        parent = MlflowClient(tracking_uri).get_run(told[0]).data.tags["mlflow.parentRunId"]
         MlflowClient(tracking_uri).delete_run(parent)
     context.records.close()
 
@@ -170,6 +168,22 @@ def test_a_run_is_nested_in_its_deployments_run_with_what_it_did(
     assert not list(world.context.home.batch.glob("*/runs/*")), "what MLflow has needs no place here"
     last = world.view()["last_run"]
     assert (last["rows_out"], last["trigger"], last["run_id"]) == (200, "schedule", run.info.run_id)
+
+
+def test_mlflow_does_not_hear_of_a_scheduled_run_that_found_nothing_new(world: World) -> None:
+    (world.inbox / "a.parquet").unlink()
+    world.ask(by="schedule")
+    task = world.claim()
+    run, _ = begin_run(world.context, task)
+    world.report()  # while nobody knows yet whether there is anything new
+    world.do(task)
+    world.report()
+    last = world.view()["last_run"]
+    assert (last["status"], last["files"], last["run_id"]) == ("done", 0, None)
+    assert world.context.records.unreported_batch_runs() == []
+    assert not RunFolder.of(world.context.home, "nightly", run.job_id).path.exists()
+    told = CliRunner().invoke(flywheel, ["status", "--home", str(world.context.home.path)]).output
+    assert re.search(r"last run .* \(schedule\): 0 rows in .*; nothing was new", told), told
 
 
 def test_a_run_that_fails_says_why_also_when_it_could_not_begin(world: World) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.ids import new_prediction_ids
-from mlflow_flywheel.pipelines.inference_table import InferenceTable, rows_for
+from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import Feature, FeatureSchema
 from mlflow_flywheel.pipelines.scoring import PredictionLog, Request, ScoredBatch, ScoringCore
+from mlflow_flywheel.pipelines.table_columns import rows_for
 
 SCHEMA = FeatureSchema([Feature("x", "double"), Feature("city", "string")])
 NAME = "tiny"

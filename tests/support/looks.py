@@ -16,9 +16,9 @@ from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reference import Reference
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.config import ModelRef
-from mlflow_flywheel.pipelines.inference_table import predictions_schema
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, Feature, FeatureSchema
+from mlflow_flywheel.pipelines.table_columns import predictions_schema
 
 from .windows_of import WINDOW
 

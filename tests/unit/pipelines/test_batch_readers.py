@@ -104,12 +104,18 @@ def test_a_quote_that_comes_late_in_a_csv_may_hold_lines(
     assert read(only)["kind"].to_pylist() == ["a"]
 
 
-def test_csv_takes_for_missing_what_pandas_does(tmp_path: Path) -> None:
+def test_csv_takes_for_missing_what_pandas_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'x,n,kind\nNA,1,NA\n,2,\nnan,3,"null"\n1.5,4,none\n'
     found = read(write(tmp_path / "a.csv", text))
     expected = pd.read_csv(tmp_path / "a.csv")
     assert found["kind"].is_null().to_pylist() == expected["kind"].isna().tolist()
     assert found["x"].is_null().to_pylist() == expected["x"].isna().tolist()
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 16)  # most blocks have no N, some have
+    words = ["", "NA", "n/a", "null", "NULL", "NaN", "-nan", "1.#IND", "-1.#QNAN", "#N/A"]
+    lines = [line for word in words for line in ("0.5,1,a", f"{word},2,b", f"1.5,3,{word}")]
+    found = read(write(tmp_path / "b.csv", "\n".join(["x,n,kind", *lines])))
+    assert found["x"].to_pylist() == [0.5, None, 1.5] * len(words)
+    assert found["kind"].to_pylist() == ["a", "b", None] * len(words)
 
 
 def test_csv_with_a_byte_order_mark_quoted_newlines_and_no_rows(tmp_path: Path) -> None:
