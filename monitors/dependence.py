@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,17 +88,17 @@ def days_of(table: pa.Table, column: str) -> Days | None:
     return Days(codes, span) if span <= _MOST_DAYS else None
 
 
-def likeness(days: Days, cells: Codes, width: int, *, ordered: bool) -> Likeness:
-    """Measure how alike the rows of a day are in their cell (0 to `width` - 1; rows with -1 are left out).
+def counts_by_day(days: Days, cells: npt.NDArray[np.integer[Any]], width: int) -> Counts:
+    """Count the rows of each day in each cell (0 to `width` - 1), as days x cells."""
+    table = np.bincount(days.codes * width + cells, minlength=days.span * width)
+    return np.asarray(table.reshape(days.span, width), dtype=np.int64)
+
+
+def likeness(table: Counts, *, ordered: bool) -> Likeness:
+    """Measure how alike the rows of a day are in their cell, from the counts by day and cell.
 
     With `ordered` cells the shares at or below each cell are looked at, else the share of each cell.
     """
-    table = np.bincount(days.codes * (width + 1) + cells + 1, minlength=days.span * (width + 1))
-    return likeness_of(table.reshape(days.span, width + 1)[:, 1:], ordered=ordered)
-
-
-def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
-    """Do what `likeness` does, of the counts by day and cell."""
     sizes = table.sum(axis=1).astype(np.float64)
     n = float(sizes.sum())
     shares = (table.cumsum(axis=1)[:, :-1] if ordered else table).astype(np.float64)
@@ -113,6 +114,14 @@ def likeness_of_mean(days: Days, values: npt.NDArray[np.float64]) -> Likeness:
     centred = values - values.mean() if len(values) else values
     off = np.bincount(days.codes, weights=centred, minlength=days.span).astype(np.float64)[:, None]
     return _likeness(off, sizes, float((centred**2).sum()), math.sqrt(2))
+
+
+def likeness_of_scores(table: Counts, scores: npt.NDArray[np.float64]) -> Likeness:
+    """Measure how alike the rows of a day are in a number that each cell has, from the counts by day and cell."""
+    sizes = table.sum(axis=1).astype(np.float64)
+    rows = table.sum(axis=0)
+    centred = scores - float(rows @ scores) / max(1.0, float(sizes.sum()))
+    return _likeness((table @ centred)[:, None], sizes, float(rows @ centred**2), math.sqrt(2))
 
 
 def _likeness(

@@ -133,7 +133,7 @@ def _drawable(
             )
             for side in texts
         ]
-    found = (float(finding["effect"] or 0.0), bool(finding["drifted"]))
+    found = (float(finding["effect_high"] or 0.0), bool(finding["drifted"]))
     return _Drawn(finding["column"], name, finding["role"], found, numeric, *sides)
 
 
@@ -206,7 +206,9 @@ def _register() -> None:
     if _METHOD in _registered_stat_tests:
         return
     kinds = [ColumnType.Numerical, ColumnType.Categorical]
-    test = StatTest(name=_METHOD, display_name="effect size, verdict above", allowed_feature_types=kinds)
+    test = StatTest(
+        name=_METHOD, display_name="largest likely effect, verdict above", allowed_feature_types=kinds
+    )
     register_stattest(test, default_impl=_finding)
 
 

@@ -62,7 +62,7 @@ def test_the_page_is_headed_by_our_verdict_and_evidently_says_the_same():
     assert html.index('id="flywheel-verdict"') - body < 2000
     assert verdict.status == "alarm" and verdict.summary in html.replace("&#x27;", "'")
     figures = figures_of(html)
-    assert "Dataset Drift is detected" in figures and "effect size, verdict above" in figures
+    assert "Dataset Drift is detected" in figures and "largest likely effect, verdict above" in figures
     assert "carrier" in figures and "prediction score" in figures
     _, calm = report(shift=0.03)
     assert "Dataset Drift is NOT detected" in figures_of(calm)
