@@ -56,10 +56,9 @@ class Change:
         return self.values_p <= limits.alpha or self.missing_p <= limits.alpha
 
     def relevant(self, limits: Limits) -> bool:
-        """Whether the change is no chance, and not surely too small to matter."""
-        alpha = limits.alpha
-        moved = self.values_p <= alpha and self.values.most(alpha) >= limits.effect
-        return moved or (self.missing_p <= alpha and self.missing.most(alpha) >= MISSING_EFFECT)
+        """Whether the change is no chance, and not too small to matter by more than its standard error."""
+        moved = self.values_p <= limits.alpha and self.values.most >= limits.effect
+        return moved or (self.missing_p <= limits.alpha and self.missing.most >= MISSING_EFFECT)
 
     @property
     def size(self) -> float:
@@ -107,7 +106,7 @@ class ColumnDrift:
             "p_value": _finite(change.values.p_value),
             "p_adjusted": _finite(change.values_p),
             "effect": _finite(change.values.effect),
-            "effect_high": _finite(change.values.most(limits.alpha)),
+            "effect_high": _finite(change.values.most),
             "effect_name": change.values.effect_name,
             "psi": _finite(change.values.psi),
             "effective_rows_reference": round(change.worth.reference) if compared else None,

@@ -42,9 +42,10 @@ class Comparison:
     statistic: float = math.nan
     psi: float = math.nan
 
-    def most(self, alpha: float) -> float:
-        """Return the effect that the true one surely does not exceed."""
-        return self.effect + float(special.ndtri(1 - alpha)) * self.error
+    @property
+    def most(self) -> float:
+        """The effect and its standard error: the true effect is probably (five of six) not larger."""
+        return self.effect + self.error
 
 
 def compare_numbers(reference: Numbers, current: Numbers, known: Worth | None = None) -> Comparison:
