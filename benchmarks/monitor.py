@@ -4,7 +4,7 @@ Calibration and power are counted over seeded samples, on all cores; CPU time is
 Some seven minutes of two cores. `--quick` takes a twentieth of the runs and a tenth of the rows, for a smoke run.
 
 NannyML is compared too when BENCH_NANNYML is the Python of an environment that has it (it does not go together with the
-newest pandas, so not in ours): python3 -m venv nml && nml/bin/pip install nannyml "pandas<3" "numpy<2.3".
+newest pandas, so not in ours): python3 -m venv nml && nml/bin/pip install nannyml statsmodels "pandas<3" "numpy<2.3".
 """
 
 from __future__ import annotations

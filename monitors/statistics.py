@@ -25,6 +25,8 @@ LEAST_EXPECTED = 5.0
 PSI_BINS = 10
 # A test that sees nothing must not silence one that does: p-values above this count as this in a combination.
 _MOST_P = 0.9
+# By how much a combination of two tests that agree in part is too small (counted over two million pairs).
+_TOO_BOLD = 1.05
 # Quantiles of an estimate's error, closer where it is small: there a distance that is large by chance comes from.
 _EDGES = np.concatenate([[0.0], np.geomspace(1e-9, 0.05, 60), np.linspace(0.05, 1, 40)[1:]])
 _QUANTILES, _WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
@@ -219,7 +221,8 @@ def combined(p_values: Sequence[float]) -> float:
     # For small p the tangent is 1 / (pi p), which it would lose digits on.
     scores = np.where(within < 1e-8, 1 / (np.pi * within), np.tan((0.5 - within) * np.pi))
     score = float(scores.mean())
-    return 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
+    found = 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
+    return min(1.0, _TOO_BOLD * found)
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
