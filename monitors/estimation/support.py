@@ -38,7 +38,8 @@ def rows_alike(known: pa.Table, names: Sequence[str], asked: pa.Table) -> float:
         for side, prefix in ((known, ""), (asked, FEATURE_PREFIX))
     )
     weights = weights_of(old, new, features.categorical)
-    return float(weights.sum() ** 2 / (weights**2).sum()) * known.num_rows / len(old)
+    alike = float(weights.sum() ** 2 / (weights**2).sum())
+    return alike * int(known.num_rows) / len(old)
 
 
 def weights_of(known: Floats, asked: Floats, categorical: Sequence[bool]) -> Floats:
