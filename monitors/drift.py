@@ -2,7 +2,7 @@
 
 A change of a column is *detected* when a calibrated test says that it is no chance (Benjamini-Hochberg over every test
 of the run, rows of a day counted as alike as they are), and the column has *drifted* when its effect size is also not
-surely too small to matter: a shift that matters is then found whatever the number of rows, a trivial one of many rows is
+too small to matter by more than its standard error: a shift that matters is then found whatever the number of rows, a trivial one of many rows is
 not. The verdict is `alarm` when the share of drifted features reaches the policy's, or when the predictions
 moved far; `warn` when anything drifted; `unknown` below the fewest rows.
 """

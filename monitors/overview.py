@@ -177,7 +177,7 @@ def _table(evidence: Sequence[Mapping[str, Any]]) -> str:
         _filled(heads, lines)
         + rest
         + '<p class="soft small">Rows of a day are alike, so a sample is worth fewer independent ones. A change is '
-        "“small” when it is no chance and yet surely does not matter by its effect.</p>"
+        "“small” when it is no chance and yet does not matter by its effect.</p>"
     )
 
 

@@ -82,7 +82,7 @@ class _Design:
             columns.append(missing.astype(np.float64))
             if is_category:
                 columns += [(values == level).astype(np.float64) for level in range(_LEVELS)]
-            elif self._spread[place] > 0:
+            elif 0 < self._spread[place] < np.inf:
                 scaled = (
                     np.where(missing, self._middle[place], values) - self._middle[place]
                 ) / self._spread[place]
