@@ -18,7 +18,7 @@ from .statistics import (
     compare_counts,
     compare_numbers,
     compare_shares,
-    mean_p_value,
+    location_p_value,
 )
 
 # A change of the missing share that Cohen calls small: 0 to 1%, 5 to 10%, 50 to 60%.
@@ -56,9 +56,9 @@ class Change:
         return self.values_p <= limits.alpha or self.missing_p <= limits.alpha
 
     def relevant(self, limits: Limits) -> bool:
-        """Whether the change is no chance and matters."""
-        moved = self.values_p <= limits.alpha and self.values.effect >= limits.effect
-        return moved or (self.missing_p <= limits.alpha and self.missing.effect >= MISSING_EFFECT)
+        """Whether the change is no chance, and not too small to matter by more than its standard error."""
+        moved = self.values_p <= limits.alpha and self.values.most >= limits.effect
+        return moved or (self.missing_p <= limits.alpha and self.missing.most >= MISSING_EFFECT)
 
     @property
     def size(self) -> float:
@@ -106,6 +106,7 @@ class ColumnDrift:
             "p_value": _finite(change.values.p_value),
             "p_adjusted": _finite(change.values_p),
             "effect": _finite(change.values.effect),
+            "effect_high": _finite(change.values.most),
             "effect_name": change.values.effect_name,
             "psi": _finite(change.values.psi),
             "effective_rows_reference": round(change.worth.reference) if compared else None,
@@ -130,11 +131,10 @@ def compare(reference: Column, current: Column) -> Change:
     values = _NOTHING
     if reference.numbers is not None and current.numbers is not None:
         values = compare_numbers(reference.numbers, current.numbers, rows)
-        if reference.mean and current.mean:
-            # A small shift of all rows shows in the means first; and the few rows that many alike ones are worth cannot
-            # tell by their ranks how far apart they are.
-            of_mean = mean_p_value(reference.mean, current.mean, reference.present, current.present)
-            values = replace(values, test="ks, t", p_value=combined((values.p_value, of_mean)))
+        if reference.location and current.location:
+            # A small shift of all rows shows in the mean of their scores first.
+            moved = location_p_value(reference.location, current.location, reference.present, current.present)
+            values = replace(values, test="ks, scores", p_value=combined((values.p_value, moved)))
     elif reference.categories is not None and current.categories is not None:
         _, old, new = reference.categories.beside(current.categories)
         values = compare_counts(old, new, rows)

@@ -8,18 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import ndtri
 
-from .dependence import Days, Likeness, likeness, likeness_of_mean
-from .samples import MOST_POINTS, Categories, Column, Kind, Mean, Numbers, Values
+from .dependence import Counts, Days, Likeness, chunks, counts_by_day, likeness, likeness_of_scores
+from .samples import MOST_POINTS, Categories, Column, Kind, Location, Numbers, Values
 
 # Numbers with at most this many values (flags, grades, months) are compared as categories: the Kolmogorov-Smirnov test
 # is deaf to changes of such columns.
 DISCRETE = 10
 # Cells by which the rows of one day are compared with those of other days.
 _CELLS = 16
-_CHUNK = 1 << 15
-# Numbers further from the reference's mean than so many deviations count as this far, in means.
-_FAR = 5.0
 
 
 class Unreadable(ValueError):
@@ -64,12 +62,15 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
     borders = tuple(np.unique(numbers.quantiles(inner)).tolist()) if len(ascending) else ()
     if like is not None:
         borders = like.borders
-    of_present = days if days is None or len(present) == len(values) else days.only(finite)
-    mean = _mean(present, of_present, like)
-    alike = missing_alike = None
+    counts = np.diff(numbers.at_or_below(np.asarray(borders)), prepend=0, append=len(ascending))
+    scores = like.location.scores if like is not None and like.location is not None else _scores(counts)
+    table = alike = missing_alike = None
     if days is not None:
-        places = np.where(finite, _cell_of(values, borders), -1)
-        alike, missing_alike = _alike(days, places, len(borders) + 1, ordered=True)
+        cells = _cell_of(values, borders)
+        table = counts_by_day(
+            days, cells if finite.all() else np.where(finite, cells, len(counts)), len(counts) + 1
+        )
+        alike, missing_alike = _alike(table, ordered=True)
     return Column(
         kind,
         said,
@@ -81,25 +82,27 @@ def summarise(column: pa.ChunkedArray, days: Days | None = None, like: Column | 
         borders=borders,
         alike=alike,
         missing_alike=missing_alike,
-        mean=mean,
+        location=_location(counts, scores, table),
     )
 
 
-def _mean(values: Values, days: Days | None, like: Column | None) -> Mean | None:
-    """Return the mean between limits, which are those of `like` or lie around the values."""
-    if not len(values) or (like is not None and like.mean is None):
+def _scores(counts: Counts) -> tuple[float, ...]:
+    """Return the normal score of the middle of each cell."""
+    rows = max(1, int(counts.sum()))
+    middles = (np.cumsum(counts) - counts / 2) / rows
+    return tuple(ndtri(np.clip(middles, 0.5 / rows, 1 - 0.5 / rows)).tolist())
+
+
+def _location(counts: Counts, scores: Sequence[float], table: Counts | None) -> Location | None:
+    """Return the mean of the scores; `table` has the counts by day, with the missing ones last."""
+    rows, each = int(counts.sum()), np.asarray(scores)
+    if not rows:
         return None
-    if like is not None and like.mean is not None:
-        low, high = like.mean.low, like.mean.high
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            middle, deviation = float(values.mean()), float(values.std())
-        low, high = middle - _FAR * deviation, middle + _FAR * deviation
-        if not np.isfinite(high - low):
-            return None
-    kept = np.clip(values, low, high)
-    alike = likeness_of_mean(days, kept) if days is not None else None
-    return Mean(low, high, float(kept.mean()), float(kept.var()), alike)
+    mean = float(counts @ each) / rows
+    variance = float(counts @ (each - mean) ** 2) / rows
+    return Location(
+        tuple(scores), mean, variance, None if table is None else likeness_of_scores(table[:, :-1], each)
+    )
 
 
 def _steps(ascending: Values) -> npt.NDArray[np.int64]:
@@ -107,14 +110,13 @@ def _steps(ascending: Values) -> npt.NDArray[np.int64]:
     return np.append(0, np.flatnonzero(np.diff(ascending))[: DISCRETE + 1] + 1)
 
 
-def _cell_of(values: Values, borders: Sequence[float]) -> npt.NDArray[np.int64]:
+def _cell_of(values: Values, borders: Sequence[float]) -> npt.NDArray[np.uint8]:
     """Return how many of a few borders each value exceeds: what searchsorted does in a fifth of its time."""
     found = np.zeros(len(values), dtype=np.uint8)
-    for start in range(0, len(values), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for chunk in chunks(len(values)):
         for border in borders:
             found[chunk] += (values[chunk] > border).view(np.uint8)
-    return found.astype(np.int64)
+    return found
 
 
 def numbers_of(column: pa.ChunkedArray) -> Values:
@@ -192,10 +194,10 @@ def _counted(
     alike = missing_alike = None
     if days is not None:
         place = {name: i for i, name in enumerate(cells)}
-        of_code = np.full(len(found) + 1, len(cells))
+        of_code = np.full(len(found) + 1, len(cells), dtype=np.uint8)
         of_code[kept] = [place.get(name, len(cells)) for name in names]
-        of_code[-1] = -1
-        alike, missing_alike = _alike(days, of_code[codes], len(cells) + 1, ordered=False)
+        of_code[-1] = len(cells) + 1
+        alike, missing_alike = _alike(counts_by_day(days, of_code[codes], len(cells) + 2), ordered=False)
     return Column(
         "category",
         said,
@@ -210,12 +212,13 @@ def _counted(
     )
 
 
-def _alike(
-    days: Days, cells: npt.NDArray[np.int64], width: int, *, ordered: bool
-) -> tuple[Likeness, Likeness | None]:
-    """Return how alike the values of a day are, and whether they are missing together (None: none is, or all are)."""
-    values = likeness(days, cells, width, ordered=ordered)
-    missing = (cells < 0).astype(np.int64)
-    if not 0 < missing.sum() < len(missing):
+def _alike(table: Counts, *, ordered: bool) -> tuple[Likeness, Likeness | None]:
+    """Return how alike the values of a day are, and whether they are missing together (None: none is, or all are).
+
+    `table` has the counts by day and cell, with the missing ones last.
+    """
+    present, missing = table[:, :-1], table[:, -1]
+    values = likeness(present, ordered=ordered)
+    if not present.sum() or not missing.sum():
         return values, None
-    return values, likeness(days, missing, 2, ordered=False)
+    return values, likeness(np.stack([present.sum(axis=1), missing], axis=1), ordered=False)

@@ -9,7 +9,9 @@ categories the correction of Rao and Scott (1981).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ Counts = npt.NDArray[np.int64]
 # From fewer days nothing is learnt about how days differ.
 FEWEST_DAYS = 10
 _DAY = 86_400_000_000
+_CHUNK = 1 << 15
 _MOST_DAYS = 5_000
 # How far an estimate from a month of dependent days may be off, relative to itself, one standard error.
 _RELATIVE_ERROR = 0.45
@@ -76,6 +79,11 @@ class Likeness:
         return 1 + max(0.0, self.size - 1) * min(1.0, correlation)
 
 
+def chunks(rows: int) -> Iterator[slice]:
+    """Yield slices that stay in a processor's cache with all that is computed of them."""
+    return (slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK))
+
+
 def days_of(table: pa.Table, column: str) -> Days | None:
     """Return the days of a table's rows, or None when their times are not known or span too many years."""
     if column not in table.column_names or table.num_rows == 0 or table[column].null_count:
@@ -87,17 +95,19 @@ def days_of(table: pa.Table, column: str) -> Days | None:
     return Days(codes, span) if span <= _MOST_DAYS else None
 
 
-def likeness(days: Days, cells: Codes, width: int, *, ordered: bool) -> Likeness:
-    """Measure how alike the rows of a day are in their cell (0 to `width` - 1; rows with -1 are left out).
+def counts_by_day(days: Days, cells: npt.NDArray[np.integer[Any]], width: int) -> Counts:
+    """Count the rows of each day in each cell (0 to `width` - 1), as days x cells."""
+    table = np.zeros(days.span * width, dtype=np.int64)
+    for chunk in chunks(len(cells)):
+        table += np.bincount(days.codes[chunk] * width + cells[chunk], minlength=len(table))
+    return table.reshape(days.span, width)
+
+
+def likeness(table: Counts, *, ordered: bool) -> Likeness:
+    """Measure how alike the rows of a day are in their cell, from the counts by day and cell.
 
     With `ordered` cells the shares at or below each cell are looked at, else the share of each cell.
     """
-    table = np.bincount(days.codes * (width + 1) + cells + 1, minlength=days.span * (width + 1))
-    return likeness_of(table.reshape(days.span, width + 1)[:, 1:], ordered=ordered)
-
-
-def likeness_of(table: Counts, *, ordered: bool) -> Likeness:
-    """Do what `likeness` does, of the counts by day and cell."""
     sizes = table.sum(axis=1).astype(np.float64)
     n = float(sizes.sum())
     shares = (table.cumsum(axis=1)[:, :-1] if ordered else table).astype(np.float64)
@@ -113,6 +123,14 @@ def likeness_of_mean(days: Days, values: npt.NDArray[np.float64]) -> Likeness:
     centred = values - values.mean() if len(values) else values
     off = np.bincount(days.codes, weights=centred, minlength=days.span).astype(np.float64)[:, None]
     return _likeness(off, sizes, float((centred**2).sum()), math.sqrt(2))
+
+
+def likeness_of_scores(table: Counts, scores: npt.NDArray[np.float64]) -> Likeness:
+    """Measure how alike the rows of a day are in a number that each cell has, from the counts by day and cell."""
+    sizes = table.sum(axis=1).astype(np.float64)
+    rows = table.sum(axis=0)
+    centred = scores - float(rows @ scores) / max(1.0, float(sizes.sum()))
+    return _likeness((table @ centred)[:, None], sizes, float(rows @ centred**2), math.sqrt(2))
 
 
 def _likeness(

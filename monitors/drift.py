@@ -1,8 +1,9 @@
 """Do the features, predictions and labels of a window still look like the version's reference?
 
 A change of a column is *detected* when a calibrated test says that it is no chance (Benjamini-Hochberg over every test
-of the run, rows of a day counted as alike as they are), and the column has *drifted* when the change also matters by
-its effect size. The verdict is `alarm` when the share of drifted features reaches the policy's, or when the predictions
+of the run, rows of a day counted as alike as they are), and the column has *drifted* when its effect size is also not
+too small to matter by more than its standard error: a shift that matters is then found whatever the number of rows, a trivial one of many rows is
+not. The verdict is `alarm` when the share of drifted features reaches the policy's, or when the predictions
 moved far; `warn` when anything drifted; `unknown` below the fewest rows.
 """
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 MONITOR = "drift"
 # More rows than this in a window are sampled: the reference, not the window, limits what the tests can see by then.
 MAX_ROWS = 1_000_000
+# A picture of more rows looks the same.
+DRAWN_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,11 @@ class _Rows:
 def both_sides(
     rows: pa.Table, reference: Reference, wanted: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[Column, Column]]:
-    """Return columns, by role and name, of the reference and of a window as they are compared, where they can be."""
-    of_window = _Rows.of(rows, DriftSpec(min_rows=1))
+    """Return columns, by role and name, of the reference and of a window as they are compared, where they can be.
+
+    Of the window at most 20,000 rows are looked at: enough to draw it.
+    """
+    of_window = _Rows.of(rows, DriftSpec(min_rows=1, max_rows=DRAWN_ROWS))
     found: dict[tuple[str, str], tuple[Column, Column]] = {}
     known = {key: column for key, column in reference.profile.columns.items() if key in set(wanted)}
     for key, old in known.items():

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from .drift import DRAWN_ROWS, both_sides
 from .drift import MONITOR as DRIFT
-from .drift import both_sides
 from .overview_chart import distributions
 from .performance import MONITOR as PERFORMANCE
 from .reference import Reference
@@ -126,7 +126,7 @@ def _drifted(verdict: Verdict, rows: pa.Table, reference: Reference | None) -> s
     rest = f'<p class="soft small">{more} more are in the table below.</p>' if more > 0 else ""
     legend = (
         '<div class="legend"><span><b style="background:var(--second)"></b>reference</span>'
-        '<span><b style="background:var(--first)"></b>window</span></div>'
+        f'<span><b style="background:var(--first)"></b>window, of {min(DRAWN_ROWS, rows.num_rows):,} rows</span></div>'
     )
     return f'<section><h2>Columns that drifted</h2>{legend}<div class="columns">{cards}</div>{rest}</section>'
 

@@ -21,14 +21,14 @@ from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL, PREDICTI
 from .columns import Unreadable, summarise
 from .dependence import Days, Likeness, days_of
 from .outcomes import probabilities
-from .samples import Categories, Column, Mean, Numbers
+from .samples import Categories, Column, Location, Numbers
 
 Role = Literal["feature", "prediction", "label"]
 Key = tuple[Role, str]
 
 PROFILE_FILE = "reference-profile.parquet"
 PREDICTION_SCORE = "prediction score"
-_FORMAT = "1"
+_FORMAT = "2"
 _FORMAT_KEY = b"flywheel.profile"
 _LIKENESS = pa.struct(
     [
@@ -36,8 +36,12 @@ _LIKENESS = pa.struct(
         *((name, pa.float64()) for name in ("size", "effect", "freedom", "steps", "steps_freedom", "error")),
     ]
 )
-_MEAN = pa.struct(
-    [*((name, pa.float64()) for name in ("low", "high", "value", "variance")), ("alike", _LIKENESS)]
+_LOCATION = pa.struct(
+    [
+        ("scores", pa.list_(pa.float64())),
+        *((name, pa.float64()) for name in ("value", "variance")),
+        ("alike", _LIKENESS),
+    ]
 )
 _SCHEMA = pa.schema(
     [
@@ -60,7 +64,7 @@ _SCHEMA = pa.schema(
         ("cells", pa.list_(pa.string())),
         ("alike", _LIKENESS),
         ("missing_alike", _LIKENESS),
-        ("mean", _MEAN),
+        ("location", _LOCATION),
     ]
 )
 
@@ -159,7 +163,7 @@ def _row(key: Key, column: Column) -> dict[str, Any]:
         "cells": column.cells,
         "alike": asdict(column.alike) if column.alike else None,
         "missing_alike": asdict(column.missing_alike) if column.missing_alike else None,
-        "mean": asdict(column.mean) if column.mean else None,
+        "location": asdict(column.location) if column.location else None,
     }
 
 
@@ -188,13 +192,19 @@ def _columns(table: pa.Table) -> Iterator[tuple[Key, Column]]:
                 tuple(row["cells"]),
                 _likeness(row["alike"]),
                 _likeness(row["missing_alike"]),
-                Mean(**{**row["mean"], "alike": _likeness(row["mean"]["alike"])}) if row["mean"] else None,
+                _location(row["location"]),
             ),
         )
 
 
 def _array(value: pa.ListScalar) -> Any:
     return value.values.to_numpy(zero_copy_only=False)
+
+
+def _location(row: Mapping[str, Any] | None) -> Location | None:
+    if row is None:
+        return None
+    return Location(tuple(row["scores"]), row["value"], row["variance"], _likeness(row["alike"]))
 
 
 def _likeness(row: Mapping[str, Any] | None) -> Likeness | None:

@@ -25,6 +25,7 @@ _COLUMNS = (
     ("detected", "no chance", ""),
     ("since", "since", ""),
     ("effect", "effect", "num"),
+    ("effect_high", "up to", "num"),
     ("effect_name", "measured as", ""),
     ("p_adjusted", "p (adjusted)", "num"),
     ("psi", "PSI", "num"),
@@ -56,7 +57,7 @@ def header(verdict: Verdict, left_out: Mapping[str, str], drawn_rows: int) -> st
         f'style="background:{_COLOURS[verdict.status]}">{verdict.status}</span>{escape(verdict.monitor)}</h1>'
         f"<p>{escape(verdict.summary)}</p><p class='small'>Window {escape(str(verdict.window))}, UTC, "
         f"{verdict.metrics.get('rows', 0):,.0f} rows, against the reference of the version in force. A column has "
-        "drifted when its change is no chance (Benjamini-Hochberg over all tests) and its effect is relevant.</p>"
+        "drifted when its change is no chance (Benjamini-Hochberg over all tests) and not too small to matter.</p>"
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{small}</section>'
     )
 

@@ -90,11 +90,14 @@ class Categories:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """The mean and variance of numbers between two limits (what is beyond counts as the limit), and how alike days are."""
+class Location:
+    """The mean and variance of the scores of numbers, and how alike days are in them.
 
-    low: float
-    high: float
+    A number's score is that of its cell: the normal score of the cell's place among the reference's numbers. So a column
+    of any shape, heavy tails and all, is looked at as if it were normal.
+    """
+
+    scores: tuple[float, ...]
     value: float
     variance: float
     alike: Likeness | None = None
@@ -117,7 +120,7 @@ class Column:
     cells: tuple[str, ...] = ()
     alike: Likeness | None = None
     missing_alike: Likeness | None = None
-    mean: Mean | None = None
+    location: Location | None = None
 
     @property
     def present(self) -> int:

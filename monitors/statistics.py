@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from .dependence import Worth, worth
-from .samples import MOST_POINTS, Mean, Numbers
+from .samples import MOST_POINTS, Location, Numbers
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -23,6 +23,10 @@ Counts = npt.NDArray[np.int64]
 # Cells with fewer expected rows than this make the chi-squared approximation unreliable (Cochran 1954).
 LEAST_EXPECTED = 5.0
 PSI_BINS = 10
+# A test that sees nothing must not silence one that does: p-values above this count as this in a combination.
+_MOST_P = 0.9
+# By how much a combination of two tests that agree in part is too small (counted over two million pairs).
+_TOO_BOLD = 1.05
 # Quantiles of an estimate's error, closer where it is small: there a distance that is large by chance comes from.
 _EDGES = np.concatenate([[0.0], np.geomspace(1e-9, 0.05, 60), np.linspace(0.05, 1, 40)[1:]])
 _QUANTILES, _WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
@@ -30,14 +34,20 @@ _QUANTILES, _WEIGHTS = (_EDGES[1:] + _EDGES[:-1]) / 2, np.diff(_EDGES)
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison of two samples; NaN p-value: nothing could be tested."""
+    """One comparison of two samples; NaN p-value: nothing could be tested. `error` is the effect's standard error."""
 
     test: str
     p_value: float
     effect: float
     effect_name: str
+    error: float = 0.0
     statistic: float = math.nan
     psi: float = math.nan
+
+    @property
+    def most(self) -> float:
+        """The effect and its standard error: the true effect is probably (five of six) not larger."""
+        return self.effect + self.error
 
 
 def compare_numbers(reference: Numbers, current: Numbers, known: Worth | None = None) -> Comparison:
@@ -64,9 +74,10 @@ def compare_numbers(reference: Numbers, current: Numbers, known: Worth | None = 
         for side in (reference, current)
     ]
     psi = population_stability(*counts)
+    error = 1 / math.sqrt(known.both)
     if distance > moved or not math.isfinite(moved):
-        return Comparison("ks", p_value, distance, "ks distance", distance, psi)
-    return Comparison("ks", p_value, moved, "wasserstein/sigma", distance, psi)
+        return Comparison("ks", p_value, distance, "ks distance", error / 2, distance, psi)
+    return Comparison("ks", p_value, moved, "wasserstein/sigma", error, distance, psi)
 
 
 def _largest_gap(reference: Numbers, current: Numbers) -> float:
@@ -96,10 +107,11 @@ def _kolmogorov(distance: float, worth: Worth) -> float:
 
 
 def compare_counts(reference: Counts, current: Counts, known: Worth | None = None) -> Comparison:
-    """Compare two rows of category counts: chi-squared contingency test, and the Jensen-Shannon distance.
+    """Compare two rows of category counts: by two tests, and by the Jensen-Shannon distance.
 
-    `known` is as in `compare_numbers`. Rare categories are pooled by their count in both samples together, which keeps
-    the test calibrated. The distance (base 2) has its expectation under "no difference" subtracted, so that many
+    `known` is as in `compare_numbers`. The chi-squared contingency test asks all categories at once, and is deaf to a
+    change of one of many; of more than two, the one whose share changed most is asked alone as well. Rare categories are
+    pooled by their count in both samples together, which keeps the tests calibrated. The distance (base 2) has its expectation under "no difference" subtracted, so that many
     categories and few rows do not look like a change.
     """
     both = np.stack([reference, current]).astype(np.float64)
@@ -115,20 +127,37 @@ def compare_counts(reference: Counts, current: Counts, known: Worth | None = Non
         return Comparison("chi-squared", math.nan, 0.0, "jensen-shannon", psi=psi)
     expected = totals[:, None] * table.sum(axis=0)[None, :] / totals.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
-    sure = math.isinf(known.freedom)
-    p_value = float(
-        stats.chi2.sf(statistic, k - 1) if sure else stats.f.sf(statistic / (k - 1), k - 1, known.freedom)
-    )
+    p_value = _tail(statistic, k - 1, known.freedom)
+    if k > 2:
+        p_value = combined((p_value, min(1.0, k * _tail(_of_one(table, expected), 1, known.freedom))))
     p, q = table[0] / totals[0], table[1] / totals[1]
     middle = (p + q) / 2
     divergence = float((special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / 2 / math.log(2))
     noise = (k - 1) * (1 / totals[0] + 1 / totals[1]) / (8 * math.log(2))
     effect = math.sqrt(max(0.0, divergence - noise))
-    return Comparison("chi-squared", p_value, effect, "jensen-shannon", statistic, psi)
+    error = math.sqrt(1 / (8 * math.log(2) * known.both))
+    return Comparison("chi-squared", p_value, effect, "jensen-shannon", error, statistic, psi)
 
 
-def mean_p_value(reference: Mean, current: Mean, rows: int, rows_now: int) -> float:
-    """Return the p-value of Welch's t-test of two means, for what the rows are worth; 1 where nothing varies."""
+def _tail(statistic: float, degrees: int, freedom: float) -> float:
+    """Return the p-value of a chi-squared statistic whose scale is known with so many degrees of freedom."""
+    if math.isinf(freedom):
+        return float(stats.chi2.sf(statistic, degrees))
+    return float(stats.f.sf(statistic / degrees, degrees, freedom))
+
+
+def _of_one(table: Floats, expected: Floats) -> float:
+    """Return the likelihood ratio statistic of the one category, against all others, whose share changed most.
+
+    The likelihood ratio, since the tails of Pearson's statistic are too thin for few rows.
+    """
+    totals = table.sum(axis=1, keepdims=True)
+    terms = special.rel_entr(table, expected) + special.rel_entr(totals - table, totals - expected)
+    return 2 * float(terms.sum(axis=0).max())
+
+
+def location_p_value(reference: Location, current: Location, rows: int, rows_now: int) -> float:
+    """Return the p-value of Welch's t-test of the mean scores, for what the rows are worth; 1 where nothing varies."""
     known = worth((rows, reference.alike), (rows_now, current.alike))
     variance = reference.variance / known.reference + current.variance / known.current
     if not variance > 0:
@@ -146,13 +175,15 @@ def compare_shares(
     p, q = hits_a / rows_a, hits_b / rows_b
     effect = abs(2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q)))
     known = known or Worth(rows_a, rows_b)
-    n, m = known.reference, known.current
+    n, m, error = known.reference, known.current, 1 / math.sqrt(known.both)
     pooled = (p * n + q * m) / (n + m)
     if min(n, m) * min(pooled, 1 - pooled) < LEAST_EXPECTED:
         table = [[round(p * n), round((1 - p) * n)], [round(q * m), round((1 - q) * m)]]
-        return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", q - p)
+        return Comparison("fisher", float(stats.fisher_exact(table)[1]), effect, "cohen's h", error, q - p)
     z = (q - p) / math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-    return Comparison("proportions", float(2 * stats.t.sf(abs(z), known.freedom)), effect, "cohen's h", z)
+    return Comparison(
+        "proportions", float(2 * stats.t.sf(abs(z), known.freedom)), effect, "cohen's h", error, z
+    )
 
 
 def pool_rare(table: Floats) -> Floats:
@@ -186,11 +217,12 @@ def combined(p_values: Sequence[float]) -> float:
     The Cauchy combination of Liu and Xie (2020): nearly the smallest p-value times their number, and less of a loss when
     they agree.
     """
-    within = np.clip(np.asarray(p_values, dtype=np.float64), 1e-300, 0.99)
+    within = np.clip(np.asarray(p_values, dtype=np.float64), 1e-300, _MOST_P)
     # For small p the tangent is 1 / (pi p), which it would lose digits on.
     scores = np.where(within < 1e-8, 1 / (np.pi * within), np.tan((0.5 - within) * np.pi))
     score = float(scores.mean())
-    return 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
+    found = 1 / (math.pi * score) if score > 1e8 else 0.5 - math.atan(score) / math.pi
+    return min(1.0, _TOO_BOLD * found)
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:

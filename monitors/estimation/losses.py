@@ -2,7 +2,8 @@
 
 For regressors the loss is the absolute error, for classifiers without probabilities whether the answer was wrong.
 Gradient boosting learns it from the reference, fold by fold in blocks of time; the level is corrected by rows that
-their fold's model has not seen.
+their fold's model has not seen, those counting most that are like the rows which are asked about: trees go on flat where
+they have seen few rows, and there other rows are.
 
 What it cannot see: that equal rows have come to have other outcomes (concept drift).
 """
@@ -17,57 +18,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_flywheel.monitors.columns import Unreadable, kind_of, numbers_of, texts_of
 from mlflow_flywheel.monitors.measures import REPLICATES, Measured, block_weights
 from mlflow_flywheel.monitors.outcomes import Codes, Floats, Outcomes, Task, blocks_of
 from mlflow_flywheel.monitors.reference import FEATURE_PREFIX
 from mlflow_flywheel.pipelines.native_threads import on_one_thread
 from mlflow_flywheel.pipelines.training_files import PREDICTION
 
+from .features import Features
+from .support import weights_of
+
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
 _FOLDS = 5
-# The most frequent categories are told apart; scikit-learn's limit is 255.
-_CATEGORIES = 100
 _LEAST = 1e-12
-
-
-class _Features:
-    """The reference's features and the prediction as numbers; what cannot be read, or is new, is missing."""
-
-    def __init__(self, table: pa.Table, names: Sequence[str]) -> None:
-        self._words: dict[str, pa.Array | None] = {}
-        for name in (*names, PREDICTION):
-            kind = kind_of(table[name].type)
-            if kind == "number":
-                self._words[name] = None
-            elif kind == "category":
-                counted = pc.value_counts(texts_of(table[name]).drop_null())
-                order = np.argsort(-counted.field("counts").to_numpy(zero_copy_only=False), kind="stable")
-                self._words[name] = counted.field("values").take(pa.array(order[:_CATEGORIES]))
-        self.categorical = [words is not None for words in self._words.values()]
-
-    def of(self, table: pa.Table, prefix: str) -> Floats:
-        """Return rows x features."""
-        columns = [
-            self._column(table, name if name == PREDICTION else prefix + name, words)
-            for name, words in self._words.items()
-        ]
-        return np.column_stack(columns)
-
-    def _column(self, table: pa.Table, name: str, words: pa.Array | None) -> Floats:
-        missing = np.full(table.num_rows, np.nan)
-        if name not in table.column_names:
-            return missing
-        try:
-            if words is None:
-                values = numbers_of(table[name])
-                return np.where(np.isfinite(values), values, np.nan)
-            codes = pc.index_in(texts_of(table[name]), words).cast(pa.float64())
-            return np.asarray(codes.to_numpy(), dtype=np.float64)
-        except Unreadable:
-            return missing
 
 
 class Losses:
@@ -79,26 +43,32 @@ class Losses:
         self.metric = "mae" if known.kind == "regression" else "accuracy"
         self.blocks = int(known.blocks.max()) + 1
         self._seed = seed
-        self._features = _Features(table, names)
+        self._features = Features(table, names)
         self._fit(self._features.of(table, ""), _loss(known), known.blocks)
 
     def _fit(self, rows: Floats, loss: Floats, blocks: Codes) -> None:
         fold = blocks % min(_FOLDS, self.blocks)
+        self._rows, self._loss, self._of_block = rows, loss, blocks
         self._models = []
-        unseen = np.empty(len(loss))
+        self._unseen = np.empty(len(loss))
         everywhere = np.empty((int(fold.max()) + 1, len(loss)))
         for place in range(len(everywhere)):
             model = _model(self._features.categorical, self._seed).fit(
                 rows[fold != place], loss[fold != place]
             )
             everywhere[place] = np.maximum(model.predict(rows), 0)
-            unseen[fold == place] = everywhere[place, fold == place]
+            self._unseen[fold == place] = everywhere[place, fold == place]
             self._models.append(model)
         self._usual = np.maximum(everywhere.mean(axis=1), _LEAST)
-        weights = block_weights(self.blocks, self._seed)
-        sums = [weights @ np.bincount(blocks, weights=each, minlength=self.blocks) for each in (loss, unseen)]
-        self._level = sums[0] / np.maximum(sums[1], _LEAST)
-        self._noise, self._shared = _noise(loss, self._level[0] * unseen, blocks)
+
+    def _level(self, weights: Floats) -> Floats:
+        """Return by how much losses exceed what was expected of rows unseen: of all, then of each bootstrap replicate."""
+        drawn = block_weights(self.blocks, self._seed)
+        sums = [
+            drawn @ np.bincount(self._of_block, weights=weights * each, minlength=self.blocks)
+            for each in (self._loss, self._unseen)
+        ]
+        return np.asarray(sums[0] / np.maximum(sums[1], _LEAST))
 
     @on_one_thread
     def estimate(self, table: pa.Table, resampled: bool = False) -> Measured | None:
@@ -107,6 +77,9 @@ class Losses:
         if table.num_rows == 0:
             return None
         rows, blocks = self._features.of(table, FEATURE_PREFIX), blocks_of(table)
+        weights = weights_of(self._rows, rows, self._features.categorical)
+        level = self._level(weights)
+        noise, shared = _noise(self._loss, level[0] * self._unseen, self._of_block, weights)
         each = np.stack([np.maximum(model.predict(rows), 0) for model in self._models])
         shape = each.mean(axis=1) / self._usual
         expected = each.mean(axis=0)
@@ -115,19 +88,13 @@ class Losses:
         sums = [np.bincount(blocks, weights=w, minlength=n_blocks) for w in (expected, np.ones(len(rows)))]
         mean = (drawn @ sums[0]) / (drawn @ sums[1])
         luck = np.random.default_rng(self._seed + 2).normal(size=(2, REPLICATES))
-        replicates = self._level[1:] * mean * (1 + luck[0] * _jackknife(shape))
-        replicates += luck[1] * self._chance(self._level[0] * expected, blocks)
-        value = float(self._level[0] * expected.mean())
+        replicates = level[1:] * mean * (1 + luck[0] * _jackknife(shape))
+        replicates += luck[1] * _chance(level[0] * expected, blocks, noise, shared)
+        value = float(level[0] * expected.mean())
         if self.metric == "accuracy":
             value, replicates = 1 - value, 1 - replicates
         fewest = self.blocks if not resampled else min(self.blocks, n_blocks)
         return Measured({self.metric: value}, {self.metric: replicates}, len(rows), fewest)
-
-    def _chance(self, expected: Floats, blocks: Codes) -> float:
-        """Return the standard deviation of the mean loss that is due to chance in the labels."""
-        own = self._noise * float((expected**2).sum())
-        common = np.bincount(blocks, weights=math.sqrt(self._noise) * expected)
-        return math.sqrt(own + self._shared * float((common**2).sum())) / len(expected)
 
 
 def _answered(predictions: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -140,14 +107,21 @@ def _loss(known: Outcomes) -> Floats:
     return np.asarray(known.predicted != known.truth, dtype=np.float64)
 
 
-def _noise(loss: Floats, expected: Floats, blocks: Codes) -> tuple[float, float]:
+def _noise(loss: Floats, expected: Floats, blocks: Codes, weights: Floats) -> tuple[float, float]:
     """Return the variance of losses over the square of what was expected, and the share of it that blocks share."""
     surprise = loss - expected
-    noise = float((surprise**2).sum() / max((expected**2).sum(), _LEAST))
+    noise = float((weights * surprise**2).sum() / max((weights * expected**2).sum(), _LEAST))
     own = noise * np.bincount(blocks, weights=expected**2)
     common = np.bincount(blocks, weights=math.sqrt(noise) * expected)
     beyond = np.bincount(blocks, weights=surprise) ** 2 - own
     return noise, max(0.0, float(beyond.sum() / max((common**2).sum(), _LEAST)))
+
+
+def _chance(expected: Floats, blocks: Codes, noise: float, shared: float) -> float:
+    """Return the standard deviation of the mean loss that is due to chance in the labels."""
+    own = noise * float((expected**2).sum())
+    common = np.bincount(blocks, weights=math.sqrt(noise) * expected)
+    return math.sqrt(own + shared * float((common**2).sum())) / len(expected)
 
 
 def _jackknife(values: Floats) -> float:

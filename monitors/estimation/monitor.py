@@ -24,8 +24,9 @@ from mlflow_flywheel.monitors.verdicts import Status, Verdict
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION, PREDICTION_PROBA
 
-from .estimator import Estimator, teach, with_recent
-from .trust import Compared, by_period, compare, distrusted, misses
+from .estimator import LEAST_ROWS, Estimator, teach, with_recent
+from .support import rows_alike
+from .trust import Compared, by_period, compare, distrusted, misses, widened
 
 if TYPE_CHECKING:
     from mlflow_flywheel.monitors.policy import PolicySpec
@@ -77,21 +78,24 @@ def estimation(
     plain = teach(reference.table, reference.feature_names, asked, task, spec.seed)
     if isinstance(plain, str):
         return Verdict(MONITOR, "unknown", plain, window, metrics)
-    learnt = plain if before is None else _taught(reference, before, asked, task, spec.seed) or plain
+    known, learnt = _taught(reference, before, asked, task, spec.seed) or (reference.table, plain)
     shown, now = learnt.estimate(rows), learnt.estimate(rows, resampled=True)
     if shown is None or now is None:
         return Verdict(MONITOR, "unknown", "no row has an answer that can be judged", window, metrics)
+    periods: list[Compared] = []
+    if before is not None:
+        periods = by_period(plain, before, window.before(), spec.confidence, spec.min_rows)
+        shown, now = (widened(each, periods, spec.confidence) for each in (shown, now))
     # Equal draws of the reference's blocks taught the estimator when nothing else did: then both sides are paired.
     yardstick = measure(outcomes(reference.outcomes(), task), spec.seed)
     checks = _checks(now, yardstick, task, spec)
     came = compare(learnt, rows, window, spec.confidence, spec.min_rows)
-    periods = by_period(learnt, rows, window, spec.confidence, spec.min_rows)
-    if before is not None:
-        periods = by_period(plain, before, window.before(), spec.confidence, spec.min_rows) + periods
+    periods += by_period(learnt, rows, window, spec.confidence, spec.min_rows)
     missed, compared = misses(periods, checks[0].metric if checks else "")
     doubted = distrusted(missed, compared, spec.confidence)
     metrics |= _numbers(shown, came, spec.confidence)
-    metrics |= {"compared_periods": compared, "missed_periods": missed}
+    alike = rows_alike(known, reference.feature_names, rows)
+    metrics |= {"compared_periods": compared, "missed_periods": missed, "rows_alike": alike}
     evidence = [
         *_metric_rows(shown, yardstick, spec.confidence),
         *(check.row() for check in checks),
@@ -103,7 +107,11 @@ def estimation(
             f"; estimates are not to be trusted now: {checks[0].metric} was outside of its interval in "
         )
         summary += f"{missed} of {compared} periods with labels"
-    return Verdict(MONITOR, _status(checks, doubted), summary, window, metrics, evidence)
+    status = _status(checks, doubted)
+    if alike < LEAST_ROWS:
+        status = "unknown"
+        summary = f"the window's rows are like only {alike:,.0f} of those that it learnt from: {summary}"
+    return Verdict(MONITOR, status, summary, window, metrics, evidence)
 
 
 class EstimationMonitor(Monitor):
@@ -127,13 +135,13 @@ def _answers(rows: pa.Table) -> pa.Table:
 
 
 def _taught(
-    reference: Reference, before: pa.Table, asked: pa.Table, task: Task, seed: int
-) -> Estimator | None:
-    both = with_recent(reference, before)
+    reference: Reference, before: pa.Table | None, asked: pa.Table, task: Task, seed: int
+) -> tuple[pa.Table, Estimator] | None:
+    both = with_recent(reference, before) if before is not None else None
     if both is None:
         return None
     made = teach(both, reference.feature_names, asked, task, seed)
-    return None if isinstance(made, str) else made
+    return None if isinstance(made, str) else (both, made)
 
 
 def _checks(now: Measured, yardstick: Measured, task: Task, spec: EstimationSpec) -> list[Check]:

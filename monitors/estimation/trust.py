@@ -6,8 +6,9 @@ not come, by an estimator that has not seen them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from scipy import stats
 
 from mlflow_flywheel.monitors.checks import finite
-from mlflow_flywheel.monitors.measures import measure
+from mlflow_flywheel.monitors.measures import Measured, measure
 from mlflow_flywheel.monitors.outcomes import outcomes
 from mlflow_flywheel.monitors.windows import Window, tile
 from mlflow_flywheel.pipelines.training_files import LABEL
@@ -25,6 +26,8 @@ from .estimator import Estimator
 _PERIODS = 4
 # So many misses, or more, would be a coincidence of less than one in a hundred if the intervals were right.
 _COINCIDENCE = 0.01
+# An interval is taken to be right until some periods say otherwise: as many as these.
+_BELIEVED = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Compared:
     def inside(self) -> bool:
         """Whether what came is in the interval of the estimate."""
         return self.low <= self.realised <= self.high
+
+    @property
+    def miss(self) -> float:
+        """How far what came was from the estimate, in halves of the interval."""
+        half = self.high - self.estimated if self.realised > self.estimated else self.estimated - self.low
+        return abs(self.realised - self.estimated) / half if half > 0 and math.isfinite(half) else 0.0
 
     def row(self) -> dict[str, Any]:
         """Return the evidence row."""
@@ -96,6 +105,22 @@ def misses(compared: Sequence[Compared], metric: str) -> tuple[int, int]:
     """Return in how many periods what came lay outside of the estimate, and of how many."""
     of_metric = [each for each in compared if each.metric == metric]
     return sum(not each.inside for each in of_metric), len(of_metric)
+
+
+def widened(measured: Measured, compared: Iterable[Compared], confidence: float) -> Measured:
+    """Return an estimate whose intervals are wider by as much as those of earlier periods were too narrow.
+
+    What moves from one period to the next, and no feature tells, is in no interval otherwise.
+    """
+    by_metric: dict[str, list[float]] = {}
+    for each in compared:
+        by_metric.setdefault(each.metric, []).append((each.miss * stats.norm.isf((1 - confidence) / 2)) ** 2)
+    replicates = dict(measured.replicates)
+    for name, squares in by_metric.items():
+        if name in replicates:
+            factor = math.sqrt(max(1.0, (_BELIEVED + sum(squares)) / (_BELIEVED + len(squares))))
+            replicates[name] = measured.metrics[name] + factor * (replicates[name] - measured.metrics[name])
+    return replace(measured, replicates=replicates)
 
 
 def distrusted(missed: int, periods: int, confidence: float) -> bool:

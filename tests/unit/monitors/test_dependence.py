@@ -2,7 +2,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_flywheel.monitors.dependence import Days, Likeness, days_of, likeness, likeness_of_mean, worth
+from mlflow_flywheel.monitors.dependence import (
+    Days,
+    Likeness,
+    counts_by_day,
+    days_of,
+    likeness,
+    likeness_of_mean,
+    likeness_of_scores,
+    worth,
+)
 
 DAYS, PER_DAY = 28, 100
 CODES = np.repeat(np.arange(DAYS), PER_DAY)
@@ -17,7 +26,7 @@ def measured(seed, of_day=0.0, lasts=0.0, change=0.0, per_day=PER_DAY):
     codes = np.repeat(np.arange(DAYS), per_day)
     values = rng.normal(size=len(codes)) + of_day * moved[codes] + change * (codes >= DAYS - 7)
     cells = np.searchsorted(np.linspace(-1.5, 1.5, 15), values)
-    return likeness(Days(codes, DAYS), cells, 16, ordered=True), values
+    return likeness(counts_by_day(Days(codes, DAYS), cells, 16), ordered=True), values
 
 
 def effects(**how):
@@ -53,7 +62,7 @@ def test_a_change_inside_of_the_window_does_not_pass_for_its_usual_noise():
 
 def test_a_side_of_few_days_is_taken_to_be_as_alike_as_the_other():
     alike, _ = measured(1, of_day=2.0)
-    one_day = likeness(Days(np.zeros(500, int), 1), np.arange(500) % 16, 16, ordered=True)
+    one_day = likeness(counts_by_day(Days(np.zeros(500, int), 1), np.arange(500) % 16, 16), ordered=True)
     assert not one_day.known and one_day.size == 500
     assert worth((2800, alike), (500, one_day)).current < 20
     assert worth((500, one_day), (2800, alike)).reference < 20
@@ -74,7 +83,15 @@ def test_days_are_counted_from_the_first_in_utc():
     assert days.codes.tolist() == [0, 1, 4] and days.span == 5
 
 
-@pytest.mark.parametrize("cells", [np.zeros(DAYS * PER_DAY, int), np.full(DAYS * PER_DAY, -1)])
+def test_scores_of_cells_are_as_alike_as_the_numbers_that_they_stand_for():
+    rng = np.random.default_rng(3)
+    cells = rng.integers(0, 16, len(CODES))
+    scores = rng.normal(size=16)
+    days = Days(CODES, DAYS)
+    assert likeness_of_scores(counts_by_day(days, cells, 16), scores) == likeness_of_mean(days, scores[cells])
+
+
+@pytest.mark.parametrize("cells", [np.zeros(DAYS * PER_DAY, int), np.full(DAYS * PER_DAY, 16)])
 def test_a_column_that_never_varies_is_not_judged(cells):
-    assert not likeness(Days(CODES, DAYS), cells, 16, ordered=True).known
+    assert not likeness(counts_by_day(Days(CODES, DAYS), cells, 17)[:, :16], ordered=True).known
     assert worth((0, None), (10, Likeness(3, 3.0))).reference == 0

@@ -3,8 +3,10 @@ import pyarrow as pa
 import pytest
 from support.windows_of import WINDOW, reference_of, times, two_classes, window_of
 
+from mlflow_flywheel.monitors.column_drift import Change
 from mlflow_flywheel.monitors.drift import DriftSpec, drift
 from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.statistics import Comparison
 
 
 def make(rng, n, shift=0.0, columns=10, categories=10):
@@ -66,6 +68,15 @@ def test_a_tiny_shift_of_many_rows_is_significant_but_not_relevant():
     verdict = drift(window_of({"x": rng.normal(0.05, 1, 100_000)}), reference, WINDOW)
     (row,) = verdict.evidence
     assert row["p_adjusted"] < 1e-6 and not row["drifted"] and verdict.status == "ok"
+
+
+def test_a_change_that_may_be_as_large_as_matters_counts_until_rows_say_surely_not():
+    found = [
+        Change(Comparison("ks", 0.0, 0.08, "wasserstein/sigma", error), values_p=0.0)
+        for error in (0.02, 0.002)
+    ]
+    assert [change.relevant(DriftSpec()) for change in found] == [True, False]
+    assert all(change.detected(DriftSpec()) for change in found)
 
 
 def test_the_share_of_drifted_features_makes_the_alarm():
@@ -289,7 +300,7 @@ def test_days_that_differ_are_no_drift_where_the_times_are_known():
     assert sum(v.status == "alarm" for v in independent) >= 10
     assert sum(v.status != "ok" for v in by_day) <= 3
     row = next(row for row in by_day[0].evidence if row["column"] == "warm")
-    assert row["effective_rows_window"] < 100 and "t" in row["test"]
+    assert row["effective_rows_window"] < 100 and row["test"] == "ks, scores"
 
 
 def test_a_change_far_beyond_what_days_do_is_found_all_the_same():

@@ -9,6 +9,7 @@ from mlflow_flywheel.monitors.estimation.calibrators import calibrate
 from mlflow_flywheel.monitors.estimation.cells import Grid, logit
 from mlflow_flywheel.monitors.estimation.estimator import teach
 from mlflow_flywheel.monitors.estimation.monitor import EstimationSpec, estimation
+from mlflow_flywheel.monitors.estimation.support import rows_alike, weights_of
 from mlflow_flywheel.monitors.measures import block_weights, measure
 from mlflow_flywheel.monitors.outcomes import infer_task, outcomes
 from mlflow_flywheel.monitors.policy import PolicySpec
@@ -216,7 +217,29 @@ def test_recent_labels_teach_and_the_window_before_is_compared():
     alone = estimation(unlabelled(now), reference, WINDOW).metrics["estimated_log_loss"]
     verdict = estimation(unlabelled(now), reference, WINDOW, before=recent)
     assert abs(verdict.metrics["estimated_log_loss"] - came) < abs(alone - came) / 2
+    # What was wrong before is sure to be less: the interval is as wide as the estimates of the window before were off.
+    low, high = (verdict.metrics[f"estimated_log_loss_{end}"] for end in ("low", "high"))
+    assert high - low > abs(alone - came)
     assert verdict.metrics["missed_periods"] == 4 and "not to be trusted" in verdict.summary
+
+
+def test_rows_unlike_all_that_was_learnt_are_unknown():
+    rng = np.random.default_rng(14)
+    reference = reference_at(binary(rng, 2000))
+    verdict = estimation(unlabelled(rows_at(binary(rng, 2000, centre=4.0))), reference, WINDOW)
+    assert verdict.status == "unknown" and "rows are like only" in verdict.summary
+    assert verdict.metrics["rows_alike"] < 100 and "estimated_auc" in verdict.metrics
+
+
+@pytest.mark.parametrize(("centre", "low", "high"), [(0.0, 0.97, 1.0), (0.7, 0.45, 0.8)])
+def test_rows_count_by_how_like_they_are_to_those_that_are_asked_about(centre, low, high):
+    rng = np.random.default_rng(15)
+    reference, rows = reference_at(regression(rng, 2000)), rows_at(regression(rng, 2000, centre))
+    known = reference.table["x"].to_numpy()
+    weights = weights_of(known[:, None], rows["feature.x"].to_numpy()[:, None], [False])
+    assert (weights * known).mean() == pytest.approx(centre, abs=0.15)
+    # exp(-centre ** 2) for normal numbers that moved
+    assert low * 2000 <= rows_alike(reference.table, reference.feature_names, rows) <= high * 2000
 
 
 def test_features_that_are_lost_or_new_stop_no_estimate_of_errors():

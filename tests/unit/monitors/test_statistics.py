@@ -49,7 +49,7 @@ def test_a_constant_that_changed_is_a_full_change():
 
 
 def test_counts_agree_with_scipy_when_none_is_rare():
-    a, b = np.array([400, 300, 300]), np.array([130, 120, 250])
+    a, b = np.array([400, 600]), np.array([210, 290])
     expected = stats.chi2_contingency(np.stack([a, b]), correction=False)
     found = compare_counts(a, b)
     assert found.statistic == pytest.approx(expected.statistic)
@@ -67,6 +67,27 @@ def test_the_noise_of_many_categories_is_subtracted_from_their_distance():
         RNG.multinomial(1000, np.ones(100) / 100), RNG.multinomial(1000, half / half.sum())
     )
     assert moved.effect > 0.2 and moved.p_value < 1e-6
+
+
+def test_one_category_of_many_that_changed_is_not_drowned_by_the_others():
+    a = np.full(60, 100)
+    b = np.where(np.arange(60) == 7, 170, 100)
+    assert stats.chi2_contingency(np.stack([a, b]), correction=False).pvalue > 0.5
+    assert compare_counts(a, b).p_value < 0.01
+
+
+@pytest.mark.parametrize("rows", [200, 5000])
+def test_p_values_of_counts_are_calibrated_where_many_categories_are_rare(rows):
+    shares = 1 / np.arange(1, 41)
+    shares /= shares.sum()
+    found = np.array(
+        [
+            compare_counts(RNG.multinomial(5000, shares), RNG.multinomial(rows, shares)).p_value
+            for _ in range(600)
+        ]
+    )
+    # 5.9% and 0.6% of 4,000; these bounds are three standard errors away.
+    assert 0.03 < (found < 0.05).mean() < 0.09 and (found < 0.005).mean() < 0.017
 
 
 def test_nothing_but_rare_categories_is_not_tested():
