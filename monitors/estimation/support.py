@@ -16,9 +16,9 @@ from scipy import special
 from mlflow_flywheel.monitors.drift import sampled
 from mlflow_flywheel.monitors.outcomes import Floats
 from mlflow_flywheel.monitors.reference import FEATURE_PREFIX
+from mlflow_flywheel.pipelines.native_threads import on_one_thread
 
 from .features import Features
-from .threads import on_one_thread
 
 # More rows of a side tell the shares of a few hundred terms no better.
 _MOST_ROWS = 10_000
