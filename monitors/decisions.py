@@ -79,6 +79,20 @@ class PolicyState(Frozen):
         began = (self.episodes[m].began for m in monitors if m in self.episodes and not self.episodes[m].over)
         return min(began, default=None)
 
+    def newest_training(self, of_version: datetime | None) -> datetime | None:
+        """Return when labels were last trained on: by this account, or for the version in force."""
+        known = (moment for moment in (self.trained_at, of_version) if moment is not None)
+        return max(known, default=None)
+
+    def same_evidence(self, earlier: datetime, monitors: Iterable[str], holdout_start: datetime) -> bool:
+        """Whether what was judged earlier was so on evidence of now.
+
+        That is in the same lasting alarm of one of the monitors, or by a hold-out that overlaps the one of now. An alarm
+        of a monitor that may start no retraining does not count: it may last for good.
+        """
+        began = self.alarmed_since(monitors)
+        return earlier > holdout_start or (began is not None and earlier >= began)
+
 
 @dataclass(frozen=True)
 class Decision:
