@@ -26,25 +26,44 @@ from .windows import format_duration
 Action = Literal["none", "alert", "alert_end", "retrain"]
 # Who asked for what was decided here.
 BY_POLICY = "policy"
+FOLLOW_UP = "follow-up"
 
 
 class Episode(Frozen):
     """One lasting alarm of a monitor.
 
     `alarms` are those in a row since it began or since the last retraining, `attempts` the retrainings of the version in
-    force that it started; `over` is when it ended, while nobody could be told of that yet.
+    force that it started, `tried` when the last of them was; `over` is when it ended, while nobody could be told of that
+    yet.
     """
 
     began: datetime
     alarms: int = 0
     told: bool = False
     attempts: int = 0
+    tried: datetime | None = None
     over: datetime | None = None
 
-    @field_validator("began", "over")
+    @field_validator("began", "tried", "over")
     @classmethod
     def _utc(cls, value: datetime | None) -> datetime | None:
         return None if value is None else as_utc(value)
+
+
+class Change(Frozen):
+    """What a lasting alarm that started a retraining is taken for, until the training window holds nothing older.
+
+    `version` was in force when it was `tried` first; `tried` is when it was last.
+    """
+
+    began: datetime
+    version: str
+    tried: datetime
+
+    @field_validator("began", "tried")
+    @classmethod
+    def _utc(cls, value: datetime) -> datetime:
+        return as_utc(value)
 
 
 class Probation(Frozen):
@@ -68,6 +87,7 @@ class PolicyState(Frozen):
     )
 
     probation: Probation | None = None
+    change: Change | None = None
 
     @field_validator("started_at", "decided_at", "trained_at")
     @classmethod
@@ -128,7 +148,7 @@ def decide(
     quiet = next((str(span) for span in spec.quiet_hours if span.hold(as_of, spec.timezone)), "")
     episodes = _followed(state, verdicts, version, as_of)
     attempts = tuple(a for a in state.attempts if as_of - a < max(spec.budget_period, spec.cooldown))
-    wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of)
+    wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of, version)
     obstacle = _obstacle(spec, attempts, new_labels, as_of, quiet, paused)
     evidence = {
         "requested_by": BY_POLICY,
@@ -150,11 +170,12 @@ def decide(
         attempts=attempts,
         trained_at=state.trained_at,
         probation=state.probation,
+        change=_lasting(state.change, spec),
     )
     found: list[Decision] = []
     if wanted and obstacle is None:
         found.append(Decision("retrain", "; ".join(wanted.values()), evidence))
-        after = _retrained(after, wanted, as_of)
+        after = _retrained(after, wanted, as_of, version)
     why = obstacle if wanted else "; ".join(spent.values())
     blocked = f" (no retraining: {why})" if why and not found else ""
     if not quiet:
@@ -176,7 +197,7 @@ def _followed(
     """
     episodes = dict(state.episodes)
     if version != state.version:
-        fresh = {"alarms": 0, "attempts": 0}
+        fresh = {"alarms": 0, "attempts": 0, "tried": None}
         episodes = {name: episode.model_copy(update=fresh) for name, episode in episodes.items()}
     statuses = {verdict.monitor: verdict.status for verdict in verdicts}
     for name, status in statuses.items():
@@ -193,19 +214,45 @@ def _followed(
     return episodes
 
 
-def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime) -> PolicyState:
+def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime, version: str) -> PolicyState:
     episodes = {
         name: episode.model_copy(
             update={
                 "alarms": 0,
                 "told": episode.told or name in wanted,
                 "attempts": episode.attempts + (name in wanted),
+                "tried": as_of if name in wanted else episode.tried,
             }
         )
         for name, episode in state.episodes.items()
     }
-    fresh = {"attempts": (*state.attempts, as_of), "trained_at": as_of, "episodes": episodes}
+    began = min((state.episodes[name].began for name in wanted if name in state.episodes), default=None)
+    change = None if state.change is None else state.change.model_copy(update={"tried": as_of})
+    if began is not None:
+        change = Change(began=began, version=version, tried=as_of)
+    fresh = {
+        "attempts": (*state.attempts, as_of),
+        "trained_at": as_of,
+        "episodes": episodes,
+        "change": change,
+    }
     return state.model_copy(update=fresh)
+
+
+def _doubled(began: datetime, tried: datetime) -> datetime:
+    """Return when twice as much has been seen of what began as was at the last try."""
+    return tried + (tried - began)
+
+
+def _lasting(change: Change | None, spec: PolicySpec) -> Change | None:
+    """Return a change that the training window had not outlived at the last training."""
+    return change if change is not None and change.tried - change.began < spec.training_window else None
+
+
+def _worth_following(change: Change, spec: PolicySpec, version: str, as_of: datetime) -> bool:
+    """Whether a promoted version answered a change, and much more is known of that by now."""
+    due = min(_doubled(change.began, change.tried), change.began + spec.training_window)
+    return version != change.version and as_of >= due
 
 
 def _told(
@@ -236,9 +283,10 @@ def _reasons(
     episodes: Mapping[str, Episode],
     new_labels: int,
     as_of: datetime,
+    version: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the conditions that are met, in words, and those that would be but have had all their attempts."""
-    reasons, spent = {}, {}
+    reasons, spent, change = {}, {}, _lasting(state.change, spec)
     for verdict in verdicts:
         name = verdict.monitor
         if name not in spec.retrain_on or verdict.status != "alarm":
@@ -249,11 +297,21 @@ def _reasons(
                 f"{name}: its alarm since {episode.began:%Y-%m-%d %H:%M} has started {episode.attempts} "
                 f"retrainings of this version, as many as one alarm may"
             )
+        elif episode.tried is not None and as_of < (again := _doubled(episode.began, episode.tried)):
+            spent[name] = (
+                f"{name}: a retraining was tried at {episode.tried:%Y-%m-%d %H:%M}; the next one waits until "
+                f"{again:%Y-%m-%d %H:%M}, when its alarm has lasted twice as long"
+            )
         elif episode.alarms >= spec.consecutive:
             reasons[name] = f"{name}: {verdict.summary} ({episode.alarms} in a row)"
     if LABELS in spec.retrain_on and new_labels >= spec.new_labels:
         reasons[LABELS] = (
             f"labels: {new_labels:,} new labels since the last training ({spec.new_labels:,} suffice)"
+        )
+    if change is not None and _worth_following(change, spec, version, as_of):
+        reasons[FOLLOW_UP] = (
+            f"follow-up: since the alarm of {change.began:%Y-%m-%d %H:%M} twice as much has been seen of what changed as "
+            f"at the training of {change.tried:%Y-%m-%d %H:%M}"
         )
     since = state.trained_at or state.started_at or as_of
     if SCHEDULE in spec.retrain_on and as_of - since >= spec.retrain_every:

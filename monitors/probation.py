@@ -100,7 +100,7 @@ def judge(
     last = over and (labelled >= least or as_of >= began + _PATIENCE * policy.probation)
     found: Comparison | None = None
     if worth_a_look(labelled, least, seen.rows) or (last and labelled >= least and labelled > seen.rows):
-        seen = Probation(promotion=seen.promotion, looks=seen.looks + 1, rows=labelled)
+        seen = seen.model_copy(update={"looks": seen.looks + 1, "rows": labelled})
         found = compared(seen)
     evidence: dict[str, Any] = {"looks": seen.looks, "labelled_rows": labelled}
     if found is not None:

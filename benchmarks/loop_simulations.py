@@ -1,0 +1,102 @@
+"""The simulated streams over many seeds, and the goals that the loop has there.
+
+`details` of the result has the whole table. Ratios are over all seeds: retrainings and harm where nothing can be
+gained, what is recovered where something can, and bad retrainings that were left in force.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from loop_strategies import STRATEGIES
+from loop_streams import KINDS, ONSET, Goal, simulated
+from loop_table import Run, played, runs, summary
+from rich.console import Console
+from rich.table import Table
+
+from mlflow_flywheel.monitors.policy import PolicySpec
+
+SEEDS = 20
+# The defaults of the policy, and those monitors that have something to look at here.
+POLICY = PolicySpec.parse({"monitors": "drift,performance,quality"})
+GOALS = {
+    "harmless_retrainings_per_50_windows": "< 1",
+    "harmless_harmful_promotions": "== 0",
+    "concept_recovered_of_always": ">= 0.9",
+    "concept_retrainings_of_always": "<= 0.333",
+    "bad_retrainings_left_in_force": "== 0",
+}
+_PROCESSES = 2
+
+
+def simulations(
+    kinds: Iterable[str] = tuple(KINDS), seeds: int = SEEDS, policy: PolicySpec = POLICY
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Play every stream with every seed and strategy; return the table, by stream and strategy."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    wanted = [(kind, seed, policy) for kind in kinds for seed in range(seeds)]
+    with ProcessPoolExecutor(_PROCESSES) as pool:
+        found = list(pool.map(_one, wanted))
+    by_kind: dict[str, list[Mapping[str, Run]]] = {}
+    for (kind, _, _), seed in zip(wanted, found, strict=True):
+        by_kind.setdefault(kind, []).append(seed)
+    return {kind: summary(of_seeds) for kind, of_seeds in by_kind.items()}
+
+
+def _one(task: tuple[str, int, PolicySpec]) -> dict[str, Run]:
+    kind, seed, policy = task
+    stream, changes = simulated(kind, seed), KINDS[kind].goal in ("concept", "bad")
+    return runs({name: played(stream, policy, name) for name in STRATEGIES}, ONSET if changes else None)
+
+
+def ratios(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """Return the worst stream of each kind by each goal."""
+
+    def worst(goal: Goal, name: str) -> list[float]:
+        return [rows["ours"][name] for kind, rows in table.items() if KINDS[kind].goal == goal]
+
+    share = [
+        rows["ours"]["retrainings"] / rows["always"]["retrainings"]
+        for kind, rows in table.items()
+        if KINDS[kind].goal == "concept"
+    ]
+    return {
+        "harmless_retrainings_per_50_windows": max(worst("harmless", "retrainings_per_50_windows")),
+        "harmless_harmful_promotions": sum(worst("harmless", "harmful_promotions")),
+        "concept_recovered_of_always": min(worst("concept", "recovered_of_always")),
+        "concept_retrainings_of_always": max(share),
+        "bad_retrainings_left_in_force": sum(worst("bad", "harmful_not_undone")),
+    }
+
+
+def show(table: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
+    """Print the whole table."""
+    columns = (
+        "log loss",
+        "regret",
+        "of always",
+        "retrained",
+        "promoted",
+        "back",
+        "harmful",
+        "left",
+        "recovers in",
+    )
+    shown = Table("stream", "strategy", *columns, title=title)
+    for kind, rows in table.items():
+        for name, row in rows.items():
+            shown.add_row(kind if name == "never" else "", name, *_cells(row), end_section=name == "ours")
+    Console(width=140).print(shown)
+
+
+def _cells(row: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{row['log_loss']:.4f}"
+    yield f"{row['regret']:.4f}"
+    yield "" if row["recovered_of_always"] is None else f"{row['recovered_of_always']:.2f}"
+    for name in ("retrainings", "promotions", "rollbacks", "harmful_promotions", "harmful_not_undone"):
+        yield str(row[name])
+    recovered = row["windows_to_recover"]
+    yield "" if recovered is None else f"{recovered:g} ({row['seeds_recovered']})"
