@@ -20,8 +20,8 @@ from rich.table import Table
 from mlflow_flywheel.monitors.policy import PolicySpec
 
 SEEDS = 20
-# The defaults of the policy, and those monitors that have something to look at here.
-POLICY = PolicySpec.parse({"monitors": "drift,performance,quality"})
+# The defaults of the policy; of the monitors those that may start anything by it.
+POLICY = PolicySpec.parse({"monitors": ",".join(PolicySpec().retrain_on)})
 GOALS = {
     "harmless_retrainings_per_50_windows": "< 1",
     "harmless_harmful_promotions": "== 0",
@@ -37,16 +37,17 @@ def simulations(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Play every stream with every seed and strategy; return the table, by stream and strategy."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    wanted = [(kind, seed, policy) for kind in kinds for seed in range(seeds)]
+    wanted = [(kind, seed, policy) for seed in range(seeds) for kind in kinds]
     with ProcessPoolExecutor(_PROCESSES) as pool:
-        found = list(pool.map(_one, wanted))
+        found = list(pool.map(play_all, wanted))
     by_kind: dict[str, list[Mapping[str, Run]]] = {}
     for (kind, _, _), seed in zip(wanted, found, strict=True):
         by_kind.setdefault(kind, []).append(seed)
     return {kind: summary(of_seeds) for kind, of_seeds in by_kind.items()}
 
 
-def _one(task: tuple[str, int, PolicySpec]) -> dict[str, Run]:
+def play_all(task: tuple[str, int, PolicySpec]) -> dict[str, Run]:
+    """Let every strategy play a stream with a seed."""
     kind, seed, policy = task
     stream, changes = simulated(kind, seed), KINDS[kind].goal in ("concept", "bad")
     return runs({name: played(stream, policy, name) for name in STRATEGIES}, ONSET if changes else None)

@@ -26,7 +26,7 @@ Goal = Literal["harmless", "concept", "bad", "shown"]
 
 WEEK = timedelta(days=7)
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
-ROWS, WINDOWS, ONSET = 500, 80, 24
+ROWS, WINDOWS, ONSET = 600, 60, 16
 # Windows before the first: the model was trained on most of them, and the newest are its reference.
 HISTORY, REFERENCE_ROWS = 6, 600
 FRESH_ROWS = 10_000
@@ -79,15 +79,15 @@ def _step(window: int) -> float:
 
 
 def _ramp(window: int) -> float:
-    return float(np.clip((window - ONSET) / 30, 0, 1))
+    return float(np.clip((window - ONSET) / 26, 0, 1))
 
 
 def _seasons(window: int) -> float:
-    return float(window >= ONSET and (window - ONSET) // 18 % 2 == 0)
+    return float(window >= ONSET and (window - ONSET) // 26 % 2 == 0)
 
 
 def _outages(window: int) -> float:
-    return float(window in (30, 31, 32, 33, 56, 57))
+    return float(window in (20, 21, 22, 23, 44, 45))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ Action = Literal["none", "alert", "alert_end", "retrain"]
 # Who asked for what was decided here.
 BY_POLICY = "policy"
 FOLLOW_UP = "follow-up"
+# A further retraining for the same change waits until it is known for so many times as long as at the last one.
+_GROWTH = 1.25
 
 
 class Episode(Frozen):
@@ -51,14 +53,15 @@ class Episode(Frozen):
 
 
 class Change(Frozen):
-    """What a lasting alarm that started a retraining is taken for, until the training window holds nothing older.
+    """What a lasting alarm that started a retraining is taken for: since `began` the world is another one.
 
-    `version` was in force when it was `tried` first; `tried` is when it was last.
+    `version` was in force when a retraining answered it first; `tried` is when one did last, with `last` in force.
     """
 
     began: datetime
     version: str
     tried: datetime
+    last: str
 
     @field_validator("began", "tried")
     @classmethod
@@ -170,7 +173,7 @@ def decide(
         attempts=attempts,
         trained_at=state.trained_at,
         probation=state.probation,
-        change=_lasting(state.change, spec),
+        change=_lasting(state.change, spec, version, as_of),
     )
     found: list[Decision] = []
     if wanted and obstacle is None:
@@ -227,9 +230,11 @@ def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime, v
         for name, episode in state.episodes.items()
     }
     began = min((state.episodes[name].began for name in wanted if name in state.episodes), default=None)
-    change = None if state.change is None else state.change.model_copy(update={"tried": as_of})
+    change = state.change
     if began is not None:
-        change = Change(began=began, version=version, tried=as_of)
+        change = Change(began=began, version=version, tried=as_of, last=version)
+    elif change is not None:
+        change = change.model_copy(update={"tried": as_of, "last": version})
     fresh = {
         "attempts": (*state.attempts, as_of),
         "trained_at": as_of,
@@ -239,20 +244,23 @@ def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime, v
     return state.model_copy(update=fresh)
 
 
-def _doubled(began: datetime, tried: datetime) -> datetime:
-    """Return when twice as much has been seen of what began as was at the last try."""
-    return tried + (tried - began)
+def _known_longer(began: datetime, tried: datetime) -> datetime:
+    """Return when clearly more is known of what began than was at the last try."""
+    return began + _GROWTH * (tried - began)
 
 
-def _lasting(change: Change | None, spec: PolicySpec) -> Change | None:
-    """Return a change that the training window had not outlived at the last training."""
-    return change if change is not None and change.tried - change.began < spec.training_window else None
+def _lasting(change: Change | None, spec: PolicySpec, version: str, as_of: datetime) -> Change | None:
+    """Return a change unless it is over: all that is trained on is younger, and the last retraining gained nothing."""
+    if change is None:
+        return None
+    younger = change.tried - change.began >= spec.training_window
+    decided = as_of >= _known_longer(change.began, change.tried)  # time enough for a retraining and its gate
+    return None if younger and decided and version == change.last else change
 
 
-def _worth_following(change: Change, spec: PolicySpec, version: str, as_of: datetime) -> bool:
-    """Whether a promoted version answered a change, and much more is known of that by now."""
-    due = min(_doubled(change.began, change.tried), change.began + spec.training_window)
-    return version != change.version and as_of >= due
+def _worth_following(change: Change, version: str, as_of: datetime) -> bool:
+    """Whether a promoted version answered a change, and clearly more is known of that by now."""
+    return version != change.version and as_of >= _known_longer(change.began, change.tried)
 
 
 def _told(
@@ -286,7 +294,7 @@ def _reasons(
     version: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the conditions that are met, in words, and those that would be but have had all their attempts."""
-    reasons, spent, change = {}, {}, _lasting(state.change, spec)
+    reasons, spent, change = {}, {}, _lasting(state.change, spec, version, as_of)
     for verdict in verdicts:
         name = verdict.monitor
         if name not in spec.retrain_on or verdict.status != "alarm":
@@ -297,10 +305,10 @@ def _reasons(
                 f"{name}: its alarm since {episode.began:%Y-%m-%d %H:%M} has started {episode.attempts} "
                 f"retrainings of this version, as many as one alarm may"
             )
-        elif episode.tried is not None and as_of < (again := _doubled(episode.began, episode.tried)):
+        elif episode.tried is not None and as_of < (again := _known_longer(episode.began, episode.tried)):
             spent[name] = (
                 f"{name}: a retraining was tried at {episode.tried:%Y-%m-%d %H:%M}; the next one waits until "
-                f"{again:%Y-%m-%d %H:%M}, when its alarm has lasted twice as long"
+                f"{again:%Y-%m-%d %H:%M}, when clearly more is known of what changed"
             )
         elif episode.alarms >= spec.consecutive:
             reasons[name] = f"{name}: {verdict.summary} ({episode.alarms} in a row)"
@@ -308,10 +316,10 @@ def _reasons(
         reasons[LABELS] = (
             f"labels: {new_labels:,} new labels since the last training ({spec.new_labels:,} suffice)"
         )
-    if change is not None and _worth_following(change, spec, version, as_of):
+    if change is not None and _worth_following(change, version, as_of):
         reasons[FOLLOW_UP] = (
-            f"follow-up: since the alarm of {change.began:%Y-%m-%d %H:%M} twice as much has been seen of what changed as "
-            f"at the training of {change.tried:%Y-%m-%d %H:%M}"
+            f"follow-up: clearly more is known of what changed with the alarm of {change.began:%Y-%m-%d %H:%M} than at the "
+            f"training of {change.tried:%Y-%m-%d %H:%M}"
         )
     since = state.trained_at or state.started_at or as_of
     if SCHEDULE in spec.retrain_on and as_of - since >= spec.retrain_every:

@@ -132,21 +132,33 @@ def test_one_lasting_alarm_starts_so_many_retrainings_of_a_version():
     assert actions(decisions) == ["retrain"] * 3
 
 
-def test_a_lasting_alarm_tries_again_when_it_has_lasted_twice_as_long():
+def test_a_lasting_alarm_tries_again_when_clearly_more_is_known():
     spec = PolicySpec(consecutive=2, cooldown=0 * DAY, budget=99, episode_attempts=9)
     decisions, _ = run(spec, [({"performance": "alarm"}, 900)] * 17)
-    assert [day for day, one in enumerate(decisions) if one.action == "retrain"] == [1, 3, 6, 12]
-    assert "the next one waits until 2013-02-07 00:00" in decisions[4].reason
+    assert [day for day, one in enumerate(decisions) if one.action == "retrain"] == [1, 3, 5, 7, 9, 12, 15]
+    assert "the next one waits until 2013-02-12 06:00" in decisions[11].reason
 
 
-def test_a_change_that_a_promoted_version_answers_is_followed_until_nothing_older_is_trained_on():
+def test_a_change_that_a_promoted_version_answers_is_followed_until_there_is_nothing_to_gain():
     spec = PolicySpec.parse({"consecutive": 1, "cooldown": "0d", "budget": 99, "training_window": "10d"})
     alarm, ok = ({"performance": "alarm"}, 900), ({"performance": "ok"}, 900)
     versions = ["1", "1", *"2" * 18]  # the first retraining was refused, the second one promoted
     decisions, state = run(spec, [alarm, alarm, *[ok] * 18], versions=versions)
     retrained = [day for day, one in enumerate(decisions) if one.action == "retrain"]
-    assert retrained == [0, 1, 2, 4, 8, 10]
-    assert decisions[4].reason.startswith("follow-up: since the alarm of 2013-02-01 00:00 twice as much")
+    assert retrained == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        9,
+        12,
+    ]  # then all that is trained on is younger, and nothing was gained
+    assert decisions[4].reason.startswith(
+        "follow-up: clearly more is known of what changed with the alarm of "
+    )
     assert state.change is None
     # nothing follows where nothing was promoted, and what follows waits like anything else
     assert [one.action for one in run(spec, [alarm, *[ok] * 8])[0]][1:] == ["alert_end", *["none"] * 7]
