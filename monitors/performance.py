@@ -90,15 +90,9 @@ def performance(
     if not now.metrics:
         return Verdict(MONITOR, "unknown", "no label can be compared with its prediction", window, metrics)
     recent = _newest(labelled, window, task, spec)
-    if recent is None:
-        checks = list(_checks(now, before, task, spec))
-    else:
-        halved = replace(spec, confidence=(1 + spec.confidence) / 2)
-        checks = list(_checks(now, before, task, halved))
-        checks += [
-            replace(c, name=f"{c.name}, newest third", strict=True)
-            for c in _checks(recent, before, task, halved)
-        ]
+    checks = list(
+        _checks(now, before, task, spec) if recent is None else _both(now, recent, before, task, spec)
+    )
     metrics |= now.metrics
     for name in now.metrics:
         metrics[f"{name}_low"], metrics[f"{name}_high"] = now.interval(name, spec.confidence)
@@ -131,6 +125,16 @@ def _yardstick(known: pa.Table | None, task: Task, seed: int) -> Measured | None
     sample = outcomes(known, task)
     # Another seed than the window's: the two bootstraps must be independent.
     return measure(sample, seed + 1) if len(sample) >= _LEAST_REFERENCE else None
+
+
+def _both(
+    now: Measured, recent: Measured, before: Measured | None, task: Task, spec: PerformanceSpec
+) -> Iterator[Check]:
+    """Ask about the window and about its newest third, so sure that both together err as often as one alone."""
+    halved = replace(spec, confidence=(1 + spec.confidence) / 2)
+    yield from _checks(now, before, task, halved)
+    for check in _checks(recent, before, task, halved):
+        yield replace(check, name=f"{check.name}, newest third", strict=True)
 
 
 def _newest(labelled: pa.Table, window: Window, task: Task, spec: PerformanceSpec) -> Measured | None:
