@@ -1,7 +1,8 @@
 """The simulated streams over many seeds, and the goals that the loop has there.
 
-`details` of the result has the whole table. Ratios are over all seeds: retrainings and harm where nothing can be
-gained, what is recovered where something can, and bad retrainings that were left in force.
+Nothing can be gained where only the features move: there the loop shall rest, and do no harm. Where the concept
+changes, it shall regain nearly all that retraining always regains, with few retrainings. A retraining that goes wrong
+shall not be promoted, or be undone soon. What a broken sensor does to it is only shown.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from mlflow_flywheel.monitors.policy import PolicySpec
 SEEDS = 20
 # The defaults of the policy; of the monitors those that may start anything by it.
 POLICY = PolicySpec.parse({"monitors": ",".join(PolicySpec().retrain_on)})
+CONCEPT = tuple(kind for kind, what in KINDS.items() if what.goal == "concept")
 GOALS = {
     "harmless_retrainings_per_50_windows": "< 1",
     "harmless_harmful_promotions": "== 0",
-    "concept_recovered_of_always": ">= 0.9",
+    **{f"{kind}_recovered_of_always": ">= 0.9" for kind in CONCEPT},
     "concept_retrainings_of_always": "<= 0.333",
     "bad_retrainings_left_in_force": "== 0",
 }
@@ -43,33 +45,39 @@ def simulations(
     by_kind: dict[str, list[Mapping[str, Run]]] = {}
     for (kind, _, _), seed in zip(wanted, found, strict=True):
         by_kind.setdefault(kind, []).append(seed)
-    return {kind: summary(of_seeds) for kind, of_seeds in by_kind.items()}
+    return {kind: summary(of_seeds, onset_of(kind)) for kind, of_seeds in by_kind.items()}
+
+
+def onset_of(kind: str) -> int | None:
+    """Return the window in which a stream's concept changes; None when it does not."""
+    return ONSET if KINDS[kind].goal in ("concept", "bad") else None
 
 
 def play_all(task: tuple[str, int, PolicySpec]) -> dict[str, Run]:
     """Let every strategy play a stream with a seed."""
     kind, seed, policy = task
-    stream, changes = simulated(kind, seed), KINDS[kind].goal in ("concept", "bad")
-    return runs({name: played(stream, policy, name) for name in STRATEGIES}, ONSET if changes else None)
+    stream = simulated(kind, seed)
+    return runs({name: played(stream, policy, name) for name in STRATEGIES})
 
 
 def ratios(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """Return the worst stream of each kind by each goal."""
+    """Return what the goals are about: of harmless and bad streams the worst or all of them, of the others each."""
 
-    def worst(goal: Goal, name: str) -> list[float]:
+    def ours(goal: Goal, name: str) -> list[float]:
         return [rows["ours"][name] for kind, rows in table.items() if KINDS[kind].goal == goal]
 
-    share = [
-        rows["ours"]["retrainings"] / rows["always"]["retrainings"]
-        for kind, rows in table.items()
-        if KINDS[kind].goal == "concept"
-    ]
+    concept = {kind: rows for kind, rows in table.items() if kind in CONCEPT}
     return {
-        "harmless_retrainings_per_50_windows": max(worst("harmless", "retrainings_per_50_windows")),
-        "harmless_harmful_promotions": sum(worst("harmless", "harmful_promotions")),
-        "concept_recovered_of_always": min(worst("concept", "recovered_of_always")),
-        "concept_retrainings_of_always": max(share),
-        "bad_retrainings_left_in_force": sum(worst("bad", "harmful_not_undone")),
+        "harmless_retrainings_per_50_windows": max(ours("harmless", "retrainings_per_50_windows")),
+        "harmless_harmful_promotions": sum(ours("harmless", "harmful_promotions")),
+        **{
+            f"{kind}_recovered_of_always": rows["ours"]["recovered_of_always"]
+            for kind, rows in concept.items()
+        },
+        "concept_retrainings_of_always": max(
+            rows["ours"]["retrainings"] / rows["always"]["retrainings"] for rows in concept.values()
+        ),
+        "bad_retrainings_left_in_force": sum(ours("bad", "harmful_not_undone")),
     }
 
 

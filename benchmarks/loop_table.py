@@ -14,6 +14,7 @@ from loop_world import HARM, Move, World, expected_loss
 from mlflow_flywheel.monitors.policy import PolicySpec
 
 RECOVERED = 0.9
+_SETTLED = 5
 # Windows within which a harmful promotion must be undone.
 UNDONE_WITHIN = 2
 
@@ -38,8 +39,7 @@ class Run:
     """A strategy on one stream, in numbers.
 
     `harmful` counts promotions after which the true loss was higher, `left` those of them that were not undone within
-    two windows. `recovered` is after how many windows from the change most of what could be regained was; None when
-    never.
+    two windows.
     """
 
     losses: Floats
@@ -50,7 +50,6 @@ class Run:
     harmful: int
     left: int
     worst_harm: float
-    recovered: int | None
 
 
 def played(stream: Stream, policy: PolicySpec, strategy: str) -> Played:
@@ -69,11 +68,11 @@ def played(stream: Stream, policy: PolicySpec, strategy: str) -> Played:
     )
 
 
-def runs(found: Mapping[str, Played], onset: int | None = None) -> dict[str, Run]:
-    """Return every strategy's numbers on the same stream; `onset` is the window in which it changed."""
-    best, never = found["always"].best, found["never"].losses
+def runs(found: Mapping[str, Played]) -> dict[str, Run]:
+    """Return every strategy's numbers on the same stream."""
+    best = found["always"].best
     assert best is not None
-    return {name: _run(each, best, never, onset) for name, each in found.items()}
+    return {name: _run(each, best) for name, each in found.items()}
 
 
 def hindsight(always: World) -> Floats:
@@ -93,7 +92,7 @@ def hindsight(always: World) -> Floats:
     return np.array(best)
 
 
-def _run(each: Played, best: Floats, never: Floats, onset: int | None) -> Run:
+def _run(each: Played, best: Floats) -> Run:
     losses = each.losses
     promoted = [move for move in each.moves if move.kind == "promote"]
     harmful = [move for move in promoted if move.harm > HARM]
@@ -112,24 +111,28 @@ def _run(each: Played, best: Floats, never: Floats, onset: int | None) -> Run:
         harmful=len(harmful),
         left=sum((move.after, move.window) not in undone for move in harmful),
         worst_harm=max((move.harm for move in promoted), default=0.0),
-        recovered=None if onset is None else _recovered(losses, best, never, onset),
     )
 
 
-def _recovered(losses: Floats, best: Floats, never: Floats, onset: int) -> int | None:
-    regained = (never - losses)[onset:] >= RECOVERED * (never - best)[onset:]
-    possible = (never - best)[onset:] > HARM
-    found = np.flatnonzero(regained & possible)
+def recovered(seed: Mapping[str, Run], name: str, onset: int) -> int | None:
+    """Return after how many windows from a change a strategy had regained most of what retraining always regains.
+
+    That is the most it gains over the untouched model in a few windows together; None when it never did.
+    """
+    never = seed["never"].losses[onset:]
+    most = np.convolve(never - seed["always"].losses[onset:], np.full(_SETTLED, 1 / _SETTLED), "valid").max()
+    found = np.flatnonzero(never - seed[name].losses[onset:] >= RECOVERED * most)
     return int(found[0]) if len(found) else None
 
 
-def summary(seeds: Sequence[Mapping[str, Run]]) -> dict[str, dict[str, Any]]:
-    """Return the table of one stream over its seeds, by strategy."""
+def summary(seeds: Sequence[Mapping[str, Run]], onset: int | None = None) -> dict[str, dict[str, Any]]:
+    """Return the table of one stream over its seeds, by strategy; `onset` is the window in which it changed."""
     found: dict[str, dict[str, Any]] = {}
     gained = {name: _gained(seeds, name) for name in seeds[0]}
     for name in seeds[0]:
         own = [each[name] for each in seeds]
-        recovered = [run.recovered for run in own if run.recovered is not None]
+        windows_from = [None if onset is None else recovered(each, name, onset) for each in seeds]
+        known = [count for count in windows_from if count is not None]
         windows = sum(len(run.losses) for run in own)
         found[name] = {
             "log_loss": float(np.mean([run.losses.mean() for run in own])),
@@ -142,8 +145,9 @@ def summary(seeds: Sequence[Mapping[str, Run]]) -> dict[str, dict[str, Any]]:
             "harmful_promotions": sum(run.harmful for run in own),
             "harmful_not_undone": sum(run.left for run in own),
             "worst_promotion": max(run.worst_harm for run in own),
-            "windows_to_recover": float(np.median(recovered)) if recovered else None,
-            "seeds_recovered": len(recovered),
+            "windows_to_recover": float(np.median(known)) if known else None,
+            "seeds_recovered": len(known),
+            "seeds": len(seeds),
         }
     return found
 

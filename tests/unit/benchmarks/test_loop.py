@@ -18,7 +18,7 @@ def test_ours_answers_a_change_of_concept_and_the_table_says_so(monkeypatch: pyt
     stream = simulated("concept_sudden", seed=0, windows=ONSET + 6)
     policy = POLICY.changed({"monitors": "performance"})
     found = {name: played(stream, policy, name) for name in ("never", "always", "ours")}
-    table = summary([runs(found, ONSET)])
+    table = summary([runs(found)], ONSET)
     assert table["never"]["retrainings"] == 0 and table["always"]["retrainings"] == ONSET + 6
     assert 1 <= table["ours"]["retrainings"] <= 6 and table["ours"]["harmful_promotions"] == 0
     assert table["always"]["log_loss"] < table["ours"]["log_loss"] < table["never"]["log_loss"]
