@@ -74,12 +74,8 @@ class Ours:
             self._say(world, f"rollback: {watched.reason}")
             world.move("rollback", world.moves[-1].before)
             return
-        version = world.in_force
-        known = pc.drop_null(world.labelled()["label_time"])
-        first = world.stream.batches[0].rows["event_time"][0]
-        new = count_new(
-            known.filter(pc.greater_equal(known, first)), self.state.newest_training(version.as_of)
-        )
+        trained = self.state.newest_training(world.in_force.as_of)
+        new = count_new(world.label_times(), trained)
         decision, self.state = decide(
             world.policy, self.state, verdicts, new, world.as_of, version=world.champion
         )

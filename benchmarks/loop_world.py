@@ -124,10 +124,7 @@ class World:
             for by, span, rows in self._answered
             if span.end > window.start and span.start < window.end and version in (None, by)
         ]
-        if not parts:
-            rows = self._answered[-1][2].slice(0, 0)
-        else:
-            rows = pa.concat_tables(parts)
+        rows = pa.concat_tables(parts or [self._answered[-1][2].slice(0, 0)])
         start, end = (pa.scalar(moment, TIMESTAMP) for moment in (window.start, window.end))
         rows = rows.filter(
             pc.and_(pc.greater_equal(rows["event_time"], start), pc.less(rows["event_time"], end))
@@ -164,13 +161,15 @@ class World:
         rows = rows.filter(pc.and_(inside, pc.less(rows["label_time"], now)))
         return rows.slice(max(0, rows.num_rows - self.policy.max_rows))
 
+    def label_times(self) -> pa.ChunkedArray:
+        """Return when the labels of the training window's logged rows were true."""
+        rows = self.labelled()
+        return rows.filter(self._logged(rows))["label_time"]
+
     def training_set(self) -> tuple[pa.Table, pa.Table]:
         """Return training rows and the frozen hold-out: the split of the product, with the reference before it."""
-        rows, first = (
-            self.labelled(),
-            pa.scalar(self.stream.batches[0].rows["event_time"][0].as_py(), TIMESTAMP),
-        )
-        logged = pc.greater_equal(rows[EVENT_TIME], first)
+        rows = self.labelled()
+        logged = self._logged(rows)
         policy = self.policy
         spec = TrainingSetSpec(
             model=MODEL,
@@ -215,6 +214,11 @@ class World:
         harm = float((expected_loss(now, fresh.chance) - expected_loss(before, fresh.chance)).mean())
         self.moves.append(Move(self.window, self.as_of, kind, self.champion, after, harm))
         self.champion = after
+
+    def _logged(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Tell the rows that were answered here from those of the reference, which are older."""
+        first = self.stream.batches[0].rows["event_time"][0]
+        return pc.greater_equal(rows[EVENT_TIME], first)
 
     @cached_property
     def _history(self) -> pa.Table:
