@@ -151,7 +151,7 @@ class PolicySpec(Frozen):
     training_window: Duration = Field(timedelta(days=90), description="span of labelled rows to train on")
     max_rows: int = Field(1_000_000, ge=100, description="most rows to train on; the newest are kept")
     holdout_share: float = Field(
-        0.1, gt=0, lt=1, description="newest share of the rows held out for the gate"
+        0.2, gt=0, lt=1, description="newest share of the rows held out for the gate"
     )
     holdout_rows: int = Field(20_000, ge=50, description="most rows held out")
     gate_margin: float = Field(0.0, ge=0, description="least mean gain of the challenger's loss at the gate")
