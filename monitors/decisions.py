@@ -316,7 +316,8 @@ def _reasons(
         reasons[LABELS] = (
             f"labels: {new_labels:,} new labels since the last training ({spec.new_labels:,} suffice)"
         )
-    if change is not None and _worth_following(change, version, as_of):
+    by_alarm = any(name not in (LABELS, SCHEDULE) for name in spec.retrain_on)
+    if change is not None and by_alarm and _worth_following(change, version, as_of):
         reasons[FOLLOW_UP] = (
             f"follow-up: clearly more is known of what changed with the alarm of {change.began:%Y-%m-%d %H:%M} than at the "
             f"training of {change.tried:%Y-%m-%d %H:%M}"
