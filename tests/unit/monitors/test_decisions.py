@@ -163,7 +163,7 @@ def test_a_change_that_a_promoted_version_answers_is_followed_until_there_is_not
     # nothing follows where nothing was promoted, and what follows waits like anything else
     assert [one.action for one in run(spec, [alarm, *[ok] * 8])[0]][1:] == ["alert_end", *["none"] * 7]
     _, began = run(spec, [alarm])
-    for asked, action in (("performance", "retrain"), ("labels", "none"), ("", "none")):
+    for asked, action in (("performance", "retrain"), ("labels", "alert_end"), ("", "alert_end")):
         other = spec.changed({"retrain_on": asked})
         assert decide(other, began, [], 900, T0 + DAY, version="2")[0].action == action
     rare = spec.changed({"cooldown": "3d"})
