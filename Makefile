@@ -45,8 +45,9 @@ bench-batch: setup
 bench-estimation: setup
 	$(BIN)/python benchmarks/estimation.py
 
+# With ARGS=--simulations or ARGS=--flights one part alone.
 bench-loop: setup
-	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 # With ARGS=--quick in a minute.
 bench-monitor: setup

@@ -26,22 +26,27 @@ from .windows import format_duration
 Action = Literal["none", "alert", "alert_end", "retrain"]
 # Who asked for what was decided here.
 BY_POLICY = "policy"
+FOLLOW_UP = "follow-up"
+# A further retraining for the same change waits until it is known for so many times as long as at the last one.
+_GROWTH = 1.25
 
 
 class Episode(Frozen):
     """One lasting alarm of a monitor.
 
     `alarms` are those in a row since it began or since the last retraining, `attempts` the retrainings of the version in
-    force that it started; `over` is when it ended, while nobody could be told of that yet.
+    force that it started, `tried` when the last of them was; `over` is when it ended, while nobody could be told of that
+    yet.
     """
 
     began: datetime
     alarms: int = 0
     told: bool = False
     attempts: int = 0
+    tried: datetime | None = None
     over: datetime | None = None
 
-    @field_validator("began", "over")
+    @field_validator("began", "tried", "over")
     @classmethod
     def _utc(cls, value: datetime | None) -> datetime | None:
         return None if value is None else as_utc(value)
@@ -52,6 +57,23 @@ class Seen(Frozen):
 
     looks: int = 0
     rows: int = 0
+
+
+class Change(Frozen):
+    """What a lasting alarm that started a retraining is taken for: since `began` the world is another one.
+
+    `version` was in force when a retraining answered it first; `tried` is when one did last, with `last` in force.
+    """
+
+    began: datetime
+    version: str
+    tried: datetime
+    last: str
+
+    @field_validator("began", "tried")
+    @classmethod
+    def _utc(cls, value: datetime) -> datetime:
+        return as_utc(value)
 
 
 class Probation(Frozen):
@@ -80,6 +102,7 @@ class PolicyState(Frozen):
     )
 
     probation: Probation | None = None
+    change: Change | None = None
 
     @field_validator("started_at", "decided_at", "trained_at")
     @classmethod
@@ -90,6 +113,20 @@ class PolicyState(Frozen):
         """Return when the oldest alarm of some monitors that lasts began; None when there is none."""
         began = (self.episodes[m].began for m in monitors if m in self.episodes and not self.episodes[m].over)
         return min(began, default=None)
+
+    def newest_training(self, of_version: datetime | None) -> datetime | None:
+        """Return when labels were last trained on: by this account, or for the version in force."""
+        known = (moment for moment in (self.trained_at, of_version) if moment is not None)
+        return max(known, default=None)
+
+    def same_evidence(self, earlier: datetime, monitors: Iterable[str], holdout_start: datetime) -> bool:
+        """Whether what was judged earlier was so on evidence of now.
+
+        That is in the same lasting alarm of one of the monitors, or by a hold-out that overlaps the one of now. An alarm
+        of a monitor that may start no retraining does not count: it may last for good.
+        """
+        began = self.alarmed_since(monitors)
+        return earlier > holdout_start or (began is not None and earlier >= began)
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,7 @@ def decide(
     quiet = next((str(span) for span in spec.quiet_hours if span.hold(as_of, spec.timezone)), "")
     episodes = _followed(state, verdicts, version, as_of)
     attempts = tuple(a for a in state.attempts if as_of - a < max(spec.budget_period, spec.cooldown))
-    wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of)
+    wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of, version)
     obstacle = _obstacle(spec, attempts, new_labels, as_of, quiet, paused)
     evidence = {
         "requested_by": BY_POLICY,
@@ -148,11 +185,12 @@ def decide(
         attempts=attempts,
         trained_at=state.trained_at,
         probation=state.probation,
+        change=_lasting(state.change, spec, version, as_of),
     )
     found: list[Decision] = []
     if wanted and obstacle is None:
         found.append(Decision("retrain", "; ".join(wanted.values()), evidence))
-        after = _retrained(after, wanted, as_of)
+        after = _retrained(after, wanted, as_of, version)
     why = obstacle if wanted else "; ".join(spent.values())
     blocked = f" (no retraining: {why})" if why and not found else ""
     if not quiet:
@@ -174,7 +212,7 @@ def _followed(
     """
     episodes = dict(state.episodes)
     if version != state.version:
-        fresh = {"alarms": 0, "attempts": 0}
+        fresh = {"alarms": 0, "attempts": 0, "tried": None}
         episodes = {name: episode.model_copy(update=fresh) for name, episode in episodes.items()}
     statuses = {verdict.monitor: verdict.status for verdict in verdicts}
     for name, status in statuses.items():
@@ -191,19 +229,50 @@ def _followed(
     return episodes
 
 
-def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime) -> PolicyState:
+def _retrained(state: PolicyState, wanted: Mapping[str, str], as_of: datetime, version: str) -> PolicyState:
     episodes = {
         name: episode.model_copy(
             update={
                 "alarms": 0,
                 "told": episode.told or name in wanted,
                 "attempts": episode.attempts + (name in wanted),
+                "tried": as_of if name in wanted else episode.tried,
             }
         )
         for name, episode in state.episodes.items()
     }
-    fresh = {"attempts": (*state.attempts, as_of), "trained_at": as_of, "episodes": episodes}
+    began = min((state.episodes[name].began for name in wanted if name in state.episodes), default=None)
+    change = state.change
+    if began is not None:
+        change = Change(began=began, version=version, tried=as_of, last=version)
+    elif change is not None:
+        change = change.model_copy(update={"tried": as_of, "last": version})
+    fresh = {
+        "attempts": (*state.attempts, as_of),
+        "trained_at": as_of,
+        "episodes": episodes,
+        "change": change,
+    }
     return state.model_copy(update=fresh)
+
+
+def _known_longer(began: datetime, tried: datetime) -> datetime:
+    """Return when clearly more is known of what began than was at the last try."""
+    return began + _GROWTH * (tried - began)
+
+
+def _lasting(change: Change | None, spec: PolicySpec, version: str, as_of: datetime) -> Change | None:
+    """Return a change unless it is over: all that is trained on is younger, and the last retraining gained nothing."""
+    if change is None:
+        return None
+    younger = change.tried - change.began >= spec.training_window
+    decided = as_of >= _known_longer(change.began, change.tried)  # time enough for a retraining and its gate
+    return None if younger and decided and version == change.last else change
+
+
+def _worth_following(change: Change, version: str, as_of: datetime) -> bool:
+    """Whether a promoted version answered a change, and clearly more is known of that by now."""
+    return version != change.version and as_of >= _known_longer(change.began, change.tried)
 
 
 def _told(
@@ -234,9 +303,10 @@ def _reasons(
     episodes: Mapping[str, Episode],
     new_labels: int,
     as_of: datetime,
+    version: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the conditions that are met, in words, and those that would be but have had all their attempts."""
-    reasons, spent = {}, {}
+    reasons, spent, change = {}, {}, _lasting(state.change, spec, version, as_of)
     for verdict in verdicts:
         name = verdict.monitor
         if name not in spec.retrain_on or verdict.status != "alarm":
@@ -247,11 +317,22 @@ def _reasons(
                 f"{name}: its alarm since {episode.began:%Y-%m-%d %H:%M} has started {episode.attempts} "
                 f"retrainings of this version, as many as one alarm may"
             )
+        elif episode.tried is not None and as_of < (again := _known_longer(episode.began, episode.tried)):
+            spent[name] = (
+                f"{name}: a retraining was tried at {episode.tried:%Y-%m-%d %H:%M}; the next one waits until "
+                f"{again:%Y-%m-%d %H:%M}, when clearly more is known of what changed"
+            )
         elif episode.alarms >= spec.consecutive:
             reasons[name] = f"{name}: {verdict.summary} ({episode.alarms} in a row)"
     if LABELS in spec.retrain_on and new_labels >= spec.new_labels:
         reasons[LABELS] = (
             f"labels: {new_labels:,} new labels since the last training ({spec.new_labels:,} suffice)"
+        )
+    by_alarm = any(name not in (LABELS, SCHEDULE) for name in spec.retrain_on)
+    if change is not None and by_alarm and _worth_following(change, version, as_of):
+        reasons[FOLLOW_UP] = (
+            f"follow-up: clearly more is known of what changed with the alarm of {change.began:%Y-%m-%d %H:%M} than at the "
+            f"training of {change.tried:%Y-%m-%d %H:%M}"
         )
     since = state.trained_at or state.started_at or as_of
     if SCHEDULE in spec.retrain_on and as_of - since >= spec.retrain_every:

@@ -121,7 +121,7 @@ class PolicySpec(Frozen):
         False, description="whether a slice that is surely worse raises an alarm, not only a warning"
     )
     retrain_on: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
-        ("performance", LABELS),
+        ("performance",),
         description=f"what may start a retraining: {LABELS}, {SCHEDULE}, or a monitor whose alarm does, of "
         f"{', '.join(NAMES)}; empty: nothing does",
     )

@@ -8,9 +8,10 @@ looks together a version that is as good as the old one is rolled back with at m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,17 @@ from mlflow_flywheel.pipelines.gate_checks import times_as_long
 from mlflow_flywheel.pipelines.model import Predictions, Scorer
 from mlflow_flywheel.pipelines.training_files import LABEL, PREDICTION, PREDICTION_PROBA
 
+from .decisions import Probation
 from .reference import FEATURE_PREFIX
+
+if TYPE_CHECKING:
+    from .policy import PolicySpec
 
 # There is clearly more to see when there are this many times the labelled rows of the last look.
 _GROWTH = 1.5
 _REPLICATES = 4000
+# Labels that are late are waited for, but not for ever: so many times the probation's length.
+_PATIENCE = 3
 # Below this a prediction is quick, however many times longer than before it takes.
 _QUICK_US = 1000.0
 
@@ -64,6 +71,49 @@ class Comparison:
             f"labelled rows: {-self.difference:+.4f} (interval {-self.high:+.4f} to {-self.low:+.4f}, tolerated "
             f"{self.margin:.4f})"
         )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at a version on probation comes to: `kind` is what follows, `state` is what to remember of it."""
+
+    kind: Literal["goes_on", "passed", "unjudged", "worse"]
+    state: Probation
+    reason: str = ""
+    evidence: dict[str, Any] | None = None
+
+
+def judge(
+    policy: PolicySpec,
+    version: str,
+    began: datetime,
+    as_of: datetime,
+    labelled: int,
+    seen: Probation,
+    compared: Callable[[Probation], Comparison | None],
+) -> Finding:
+    """Judge a version that was promoted at `began` by its labelled rows until now, or until the probation's end.
+
+    `labelled` counts them, `seen` is what is remembered of earlier looks, `compared` makes the comparison of a look.
+    """
+    least, over = policy.min_rows, as_of >= began + policy.probation
+    last = over and (labelled >= least or as_of >= began + _PATIENCE * policy.probation)
+    found: Comparison | None = None
+    if worth_a_look(labelled, least, seen.rows) or (last and labelled >= least and labelled > seen.rows):
+        seen = seen.model_copy(update={"looks": seen.looks + 1, "rows": labelled})
+        found = compared(seen)
+    evidence: dict[str, Any] = {"looks": seen.looks, "labelled_rows": labelled}
+    if found is not None:
+        evidence |= {"comparison": found.to_dict()}
+        if found.worse:
+            return Finding("worse", seen, f"it is surely worse: {found}", evidence)
+    if not last:
+        return Finding("goes_on", seen)
+    if labelled < least:
+        why = f"it ended with {labelled:,} labelled rows, fewer than {least:,}: nobody knows whether version {version} is better"
+        return Finding("unjudged", seen, why, evidence)
+    said = f": {found}" if found is not None else f" on {labelled:,} labelled rows"
+    return Finding("passed", seen, f"version {version} is not surely worse{said}", evidence)
 
 
 def worth_a_look(labelled: int, least: int, seen: int) -> bool:

@@ -213,10 +213,9 @@ def _seen(occasion: Occasion) -> dict[str, Any]:
 
 
 def _trained_at(occasion: Occasion, state: PolicyState) -> datetime | None:
-    """Return when labels were last trained on: by the policy's own account, or by the version in force's lineage."""
+    """Return when labels were last trained on, by the policy's own account or the version in force's lineage."""
     tags = occasion.turn.client.get_model_version(occasion.turn.model, occasion.turn.look.version).tags
-    of_version = datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None
-    return max((moment for moment in (state.trained_at, of_version) if moment is not None), default=None)
+    return state.newest_training(datetime.fromisoformat(tags[AS_OF_TAG]) if AS_OF_TAG in tags else None)
 
 
 def _new_labels(occasion: Occasion, trained_at: datetime | None) -> int:
@@ -230,6 +229,11 @@ def _new_labels(occasion: Occasion, trained_at: datetime | None) -> int:
         columns=["label_time"],
         order_by=None,
     )["label_time"]
+    return count_new(found, trained_at)
+
+
+def count_new(label_times: pa.ChunkedArray, trained_at: datetime | None) -> int:
+    """Count labels that were not true yet at a training; all of them when there was none."""
     if trained_at is None:
-        return len(found)
-    return int(pc.sum(pc.greater_equal(found, pa.scalar(trained_at, found.type))).as_py() or 0)
+        return len(label_times)
+    return int(pc.sum(pc.greater_equal(label_times, pa.scalar(trained_at, label_times.type))).as_py() or 0)

@@ -26,6 +26,7 @@ from .release import GATE_TAG
 from .suitability import unsuitable
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from mlflow import MlflowClient
 
 WORK = "retraining"
@@ -59,20 +60,48 @@ class Challenge:
 
 def judge(attempt: Challenge, champion: Scorer, challenger: Scorer, training_set: TrainingSet) -> GateResult:
     """Compare a challenger with the champion on the hold-out, and with what the deployments need."""
-    gate = compare(
+    cut, earlier = training_set.lineage.holdout_start, 0
+    if attempt.action is not None:
+        earlier = refused_before(
+            attempt.records, attempt.policy, attempt.action, attempt.champion.version, cut
+        )
+    gate = weigh(
+        attempt.policy,
         champion,
         challenger,
         training_set.holdout(),
-        kind_of(champion),
+        attempt=1 + earlier,
         seed=training_set.lineage.seed,
-        confidence=attempt.policy.gate_confidence,
-        margin=attempt.policy.gate_margin,
-        checks=_checks(attempt, training_set),
     )
     if not gate.promote:
         return gate
     unfit = unsuitable(attempt.home, attempt.records, attempt.model, challenger)
     return gate if unfit is None else refuse(gate, unfit)
+
+
+def weigh(
+    policy: PolicySpec,
+    champion: Scorer,
+    challenger: Scorer,
+    holdout: pa.Table,
+    *,
+    attempt: int,
+    seed: int = 0,
+) -> GateResult:
+    """Ask the gate what the policy wants asked; `attempt` counts the challengers on this evidence."""
+    checks = GateChecks(
+        policy.gate_slices, policy.gate_max_latency_ratio, policy.gate_max_size_ratio, attempt
+    )
+    return compare(
+        champion,
+        challenger,
+        holdout,
+        kind_of(champion),
+        seed=seed,
+        confidence=policy.gate_confidence,
+        margin=policy.gate_margin,
+        checks=checks,
+    )
 
 
 def log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
@@ -88,32 +117,14 @@ def log_gate(attempt: Challenge, gate: GateResult, model_id: str) -> None:
     client.set_tag(run_id, GATE_TAG, gate.reason[:TEXT_LENGTH])
 
 
-def _checks(attempt: Challenge, training_set: TrainingSet) -> GateChecks:
-    """Return what the gate asks beside the score, and how many challengers it has refused on this evidence."""
-    policy, action, cut = attempt.policy, attempt.action, training_set.lineage.holdout_start
-    earlier = 0
-    if action is not None:
-        earlier = refused_before(attempt.records, policy, action, attempt.champion.version, cut)
-    return GateChecks(
-        policy.gate_slices,
-        policy.gate_max_latency_ratio,
-        policy.gate_max_size_ratio,
-        1 + earlier,
-    )
-
-
 def refused_before(
     records: Records, policy: PolicySpec, action: ActionRecord, parent: str, holdout_start: datetime
 ) -> int:
-    """Count the challengers of a champion that were refused for the same reason, or by an overlapping hold-out.
-
-    The reason is a lasting alarm that may start a retraining; that of another monitor may last for good.
-    """
+    """Count the challengers of a champion that were refused on the evidence of this attempt."""
     state = policy_memory(action.model, records.policy_state(action.model))
-    began = state.alarmed_since(policy.retrain_on)
     refused = records.actions(action.model, limit=1000, kinds=("retrain",), status="refused")
     return sum(
-        (earlier.as_of > holdout_start or (began is not None and earlier.as_of >= began))
+        state.same_evidence(earlier.as_of, policy.retrain_on, holdout_start)
         and earlier.as_of <= action.as_of
         and earlier.id != action.id
         and (earlier.result or {}).get("parent") == parent

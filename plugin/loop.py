@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from mlflow_flywheel.monitors.all import monitors
+from mlflow_flywheel.monitors.all import ask, monitors
 from mlflow_flywheel.monitors.drift import MONITOR as DRIFT
 from mlflow_flywheel.monitors.drift import DriftSpec
 from mlflow_flywheel.monitors.look import Look, Monitor
@@ -18,7 +18,7 @@ from mlflow_flywheel.monitors.performance import MONITOR as PERFORMANCE
 from mlflow_flywheel.monitors.performance import reference_metrics
 from mlflow_flywheel.monitors.policy import PolicySpec
 from mlflow_flywheel.monitors.reporting import log_monitor_run
-from mlflow_flywheel.monitors.verdicts import Verdict, worst
+from mlflow_flywheel.monitors.verdicts import worst
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.pipelines.registry import resolve_model
@@ -56,7 +56,7 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     table = InferenceTable.open(home.tables, model)
     look = look_at(home, records, table, champion, policy, as_of)
     watching = monitors(policy.watched_by)
-    verdicts = _verdicts(watching, look)
+    verdicts = ask(watching, look)
     rows = look.rows.num_rows
     result = {"model": model, "version": champion.version, "as_of": as_of.isoformat(), "rows": rows}
     result["verdicts"] = [{**verdict.to_dict(), "evidence": []} for verdict in verdicts]
@@ -79,21 +79,6 @@ def run_monitors(home: Home, records: Records, model: str, as_of: datetime) -> d
     run_id = _show(turn, watching, html, page, champion.model_id)
     _remember(turn, run_id, html is not None, page is not None)
     return result | {"run_id": run_id} | act(Occasion(turn, run_id))
-
-
-def _verdicts(watching: Sequence[Monitor], look: Look) -> list[Verdict]:
-    """Ask every monitor; one that fails says so, and stops no other."""
-    found = []
-    for monitor in watching:
-        try:
-            verdict = monitor.look(look)
-        except Exception as error:  # noqa: BLE001 - what the other monitors see must be heard
-            _log.exception("the %s monitor of %s failed", monitor.name, look.model)
-            said = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
-            verdict = Verdict(monitor.name, "unknown", said, look.window)
-        if verdict is not None:
-            found.append(verdict)
-    return found
 
 
 def _show(
@@ -131,7 +116,7 @@ def _series(turn: Turn, watching: Sequence[Monitor], own: Look) -> dict[str, flo
     }
     drawn = [monitor for monitor in watching if monitor.series]
     alone = rows.num_rows == turn.look.rows.num_rows  # then the model's verdicts are its own
-    measured = {v.monitor: v.metrics for v in (turn.verdicts if alone else _verdicts(drawn, own))}
+    measured = {v.monitor: v.metrics for v in (turn.verdicts if alone else ask(drawn, own))}
     for monitor in drawn:
         metrics = measured.get(monitor.name, {})
         point |= {name: metrics[metric] for metric, name in monitor.series if metric in metrics}

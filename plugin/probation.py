@@ -24,6 +24,7 @@ from mlflow_flywheel.monitors.probation import (
     Comparison,
     compare,
     confidence_of,
+    judge,
     longer,
     pace_words,
     paces,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _log = logging.getLogger(__name__)
-# Labels that are late are waited for, but not for ever: so many times the probation's length.
-_PATIENCE = 3
 # How far back the failures of the version before are counted.
 _BEFORE = timedelta(days=30)
 
@@ -218,29 +217,21 @@ def _estimated(case: _Case, version: str, seen: Seen) -> tuple[Estimate | None, 
 
 
 def _look(case: _Case, version: str, state: Probation) -> Watch:
-    labelled = case.rows(version, case.promotion.as_of, min(case.as_of, case.ends), labelled=True)
-    n, least = labelled.num_rows, case.policy.min_rows
-    over = case.as_of >= case.ends
-    last = over and (n >= least or case.as_of >= case.promotion.as_of + _PATIENCE * case.policy.probation)
     slow = _slower(case, version)
     if slow is not None:
         return Watch("worse", case.promotion, state, f"its predictions are slow: {slow}", {"latency": slow})
-    found: Comparison | None = None
-    if worth_a_look(n, least, state.rows) or (last and n >= least and n > state.rows):
-        state = Probation(promotion=case.promotion.id, looks=state.looks + 1, rows=n)
-        found = _compared(case, labelled, state)
-    evidence = {"looks": state.looks, "labelled_rows": n}
-    if found is not None:
-        evidence |= {"comparison": found.to_dict()}
-        if found.worse:
-            return Watch("worse", case.promotion, state, f"it is surely worse: {found}", evidence)
-    if not last:
-        return Watch("goes_on", case.promotion, state)
-    if n < least:
-        why = f"it ended with {n:,} labelled rows, fewer than {least:,}: nobody knows whether version {version} is better"
-        return Watch("unjudged", case.promotion, state, why, evidence)
-    said = f": {found}" if found is not None else f" on {n:,} labelled rows"
-    return Watch("passed", case.promotion, state, f"version {version} is not surely worse{said}", evidence)
+    began = case.promotion.as_of
+    labelled = case.rows(version, began, min(case.as_of, case.ends), labelled=True)
+    found = judge(
+        case.policy,
+        version,
+        began,
+        case.as_of,
+        labelled.num_rows,
+        state,
+        lambda look: _compared(case, labelled, look),
+    )
+    return Watch(found.kind, case.promotion, found.state, found.reason, found.evidence)
 
 
 def _compared(case: _Case, labelled: pa.Table, state: Probation) -> Comparison | None:

@@ -84,7 +84,8 @@ def test_a_monitor_that_is_not_heard_any_more_starts_anew():
 
 def test_enough_new_labels_retrain_without_any_alarm():
     decisions, _ = run(
-        PolicySpec(new_labels=1000), [({"performance": "ok"}, 999), ({"performance": "ok"}, 1000)]
+        PolicySpec(retrain_on=("labels",), new_labels=1000),
+        [({"performance": "ok"}, 999), ({"performance": "ok"}, 1000)],
     )
     assert [d.action for d in decisions] == ["none", "retrain"]
     assert decisions[1].reason.startswith("labels: 1,000 new labels")
@@ -127,8 +128,47 @@ def test_one_lasting_alarm_starts_so_many_retrainings_of_a_version():
     assert actions(decisions) == ["retrain", "retrain", "none", "alert_end", "retrain"]
     assert "has started 2 retrainings of this version" in decisions[2].reason
     # an alarm that goes on about a new version is told no second time, and counts anew
-    decisions, _ = run(spec, [alarm] * 4, versions=["1", "1", "2", "2"])
-    assert actions(decisions) == ["retrain"] * 4
+    decisions, _ = run(spec, [alarm] * 3, versions=["1", "1", "2"])
+    assert actions(decisions) == ["retrain"] * 3
+
+
+def test_a_lasting_alarm_tries_again_when_clearly_more_is_known():
+    spec = PolicySpec(consecutive=2, cooldown=0 * DAY, budget=99, episode_attempts=9)
+    decisions, _ = run(spec, [({"performance": "alarm"}, 900)] * 17)
+    assert [day for day, one in enumerate(decisions) if one.action == "retrain"] == [1, 3, 5, 7, 9, 12, 15]
+    assert "the next one waits until 2013-02-12 06:00" in decisions[11].reason
+
+
+def test_a_change_that_a_promoted_version_answers_is_followed_until_there_is_nothing_to_gain():
+    spec = PolicySpec.parse({"consecutive": 1, "cooldown": "0d", "budget": 99, "training_window": "10d"})
+    alarm, ok = ({"performance": "alarm"}, 900), ({"performance": "ok"}, 900)
+    versions = ["1", "1", *"2" * 18]  # the first retraining was refused, the second one promoted
+    decisions, state = run(spec, [alarm, alarm, *[ok] * 18], versions=versions)
+    retrained = [day for day, one in enumerate(decisions) if one.action == "retrain"]
+    assert retrained == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        9,
+        12,
+    ]  # then all that is trained on is younger, and nothing was gained
+    assert decisions[4].reason.startswith(
+        "follow-up: clearly more is known of what changed with the alarm of "
+    )
+    assert state.change is None
+    # nothing follows where nothing was promoted, and what follows waits like anything else
+    assert [one.action for one in run(spec, [alarm, *[ok] * 8])[0]][1:] == ["alert_end", *["none"] * 7]
+    _, began = run(spec, [alarm])
+    for asked, action in (("performance", "retrain"), ("labels", "alert_end"), ("", "alert_end")):
+        other = spec.changed({"retrain_on": asked})
+        assert decide(other, began, [], 900, T0 + DAY, version="2")[0].action == action
+    rare = spec.changed({"cooldown": "3d"})
+    decisions, _ = run(rare, [alarm, *[ok] * 8], versions=["1", *"2" * 8])
+    assert [day for day, one in enumerate(decisions) if one.action == "retrain"] == [0, 3, 6]
 
 
 def test_in_quiet_hours_nothing_starts_and_nobody_is_woken():

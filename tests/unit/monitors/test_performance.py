@@ -10,6 +10,7 @@ from mlflow_flywheel.monitors.measures import auc_with_influence, measure
 from mlflow_flywheel.monitors.outcomes import infer_task, outcomes
 from mlflow_flywheel.monitors.performance import PerformanceSpec, performance, reference_metrics
 from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.windows import Window
 
 N = 4000
 
@@ -266,3 +267,19 @@ def test_the_verdict_is_the_same_every_time():
 def test_thresholds_come_from_the_policy():
     policy = PolicySpec.parse({"min_rows": 50, "confidence": 0.9, "loss_margin": 0.1, "ranking_margin": 0.05})
     assert PerformanceSpec.of(policy) == PerformanceSpec(50, 0.9, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(("days", "status"), [(30, "alarm"), (29, "warn")])
+def test_a_sudden_change_shows_in_the_newest_third_where_that_has_ten_days(days, status):
+    """Of the newest sixth of a window the answers are noise."""
+    rng = np.random.default_rng(5)
+    before, now = reference_of({}, **binary(rng)), binary(rng)
+    said = np.array(now["prediction_proba"].to_pylist())
+    said[-N // 6 :] = rng.permutation(said[-N // 6 :])
+    now["prediction_proba"] = two_classes(said[:, 1])
+    start, length = WINDOW.start, timedelta(days=days)
+    micros = int(start.timestamp() * 1e6) + np.arange(N) * int(length.total_seconds() * 1e6) // N
+    rows = window_of({}, **now, event_time=pa.array(micros, pa.timestamp("us", tz="UTC")))
+    found = performance(rows, before, Window(start, start + length))
+    assert found.status == status
+    assert ("newest third" in found.summary) == (status == "alarm")

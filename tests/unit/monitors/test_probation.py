@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from support.versions import answered, classifier
 
 from mlflow_flywheel.monitors import probation
-from mlflow_flywheel.monitors.probation import compare, confidence_of, slower, worth_a_look
+from mlflow_flywheel.monitors.decisions import Probation
+from mlflow_flywheel.monitors.policy import PolicySpec
+from mlflow_flywheel.monitors.probation import compare, confidence_of, judge, slower, worth_a_look
 from mlflow_flywheel.monitors.probation_estimate import compare_estimates
 from mlflow_flywheel.monitors.reference import Reference
 from mlflow_flywheel.pipelines.model import Scorer
@@ -129,3 +132,41 @@ def reference(version: Scorer) -> Reference:
     rows = answered(version, 1000, seed=99)
     names = {"feature.x": "x", "event_time": EVENT_TIME}
     return Reference(rows.rename_columns([names.get(name, name) for name in rows.column_names]))
+
+
+@pytest.mark.parametrize(
+    ("day", "labelled", "seen", "compared", "follows"),
+    [
+        (3, 150, 0, False, "goes_on"),  # too few labels yet
+        (3, 900, 0, True, "goes_on"),
+        (5, 1000, 900, False, "goes_on"),  # hardly more than at the last look
+        (7, 1000, 900, True, "passed"),  # the last look takes what there is
+        (7, 900, 900, False, "passed"),
+        (8, 150, 0, False, "goes_on"),  # late labels are waited for
+        (21, 150, 0, False, "unjudged"),
+    ],
+)
+def test_a_probation_goes_on_until_it_is_over_and_enough_was_seen(
+    day: int, labelled: int, seen: int, compared: bool, follows: str
+) -> None:
+    began = datetime(2024, 5, 1, tzinfo=timezone.utc)
+    looks: list[Probation] = []
+
+    def look(at: Probation) -> None:
+        looks.append(at)
+
+    known = Probation(promotion=9, looks=1 if seen else 0, rows=seen)
+    now = began + timedelta(days=day)
+    found = judge(PolicySpec(), "2", began, now, labelled, known, look)
+    assert found.kind == follows
+    assert looks == ([Probation(promotion=9, looks=known.looks + 1, rows=labelled)] if compared else [])
+    assert found.state == (looks[0] if looks else known)
+
+
+def test_what_proves_worse_ends_a_probation_at_once() -> None:
+    new = classifier(-2.0)
+    began = datetime(2024, 5, 1, tzinfo=timezone.utc)
+    worse = judged(classifier(2.0), new, answered(new))
+    found = judge(PolicySpec(), "2", began, began, 2000, Probation(promotion=9), lambda look: worse)
+    assert found.kind == "worse" and "surely worse" in found.reason
+    assert found.evidence is not None and found.evidence["comparison"]["worse"]

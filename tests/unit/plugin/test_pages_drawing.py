@@ -146,7 +146,7 @@ def test_an_approver_is_told_of_another_champion() -> None:
 
 
 def test_the_policy_in_words() -> None:
-    lines = dict(words.policy_lines(PolicySpec.parse({})))
+    lines = dict(words.policy_lines(PolicySpec.parse({"retrain_on": "performance,labels"})))
     assert lines["Monitors"] == "hourly, over 30d of event time"
     assert lines["Retrains"] == "after performance alarms, 2 in a row or 10,000 new labels"
     assert lines["At most"] == "every 7d, 4 times in 30d"

@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, settings: dict[str, str]) 
 def test_a_file_is_shown_tried_and_applied(tmp_path: Path, records: Records) -> None:
     file = tmp_path / "loop.yaml"
     records.set_policy("flight-late", {"cooldown": "3d"})
-    file.write_text("model: late-web\npolicy:\n  window: 14d\n  retrain_on: [performance]\n")
+    file.write_text("model: late-web\npolicy:\n  window: 14d\n  retrain_on: [drift]\n")
     tried = flywheel("loop", "apply", str(file), "--dry-run", "--json")
     assert tried.exit_code == 0, tried.output
     assert json.loads(tried.output) == {
@@ -70,7 +70,7 @@ def test_a_file_is_shown_tried_and_applied(tmp_path: Path, records: Records) -> 
         "applied": False,
         "changes": {
             "window": {"before": "30d", "after": "14d"},
-            "retrain_on": {"before": ["performance", "labels"], "after": ["performance"]},
+            "retrain_on": {"before": ["performance"], "after": ["drift"]},
             "cooldown": {"before": "3d", "after": "7d"},  # not in the file: its default
         },
     }
