@@ -21,8 +21,8 @@ from rich.table import Table
 from mlflow_flywheel.monitors.policy import PolicySpec
 
 SEEDS = 20
-# The defaults of the policy; of the monitors those that may start anything by it.
-POLICY = PolicySpec.parse({"monitors": ",".join(PolicySpec().retrain_on)})
+# The defaults of the policy, with a choice of windows to train on; of the monitors those that may start anything by it.
+POLICY = PolicySpec.parse({"training_windows": "14d,30d,all", "monitors": ",".join(PolicySpec().retrain_on)})
 CONCEPT = tuple(kind for kind, what in KINDS.items() if what.goal == "concept")
 GOALS = {
     "harmless_retrainings_per_50_windows": "< 1",

@@ -18,7 +18,7 @@ from mlflow_flywheel.monitors.drift import DriftSpec, drift
 from mlflow_flywheel.monitors.probation import Comparison, Finding, compare, confidence_of, judge
 from mlflow_flywheel.monitors.windows import Window
 from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL
-from mlflow_flywheel.pipelines.training_set import MIN_ROWS
+from mlflow_flywheel.pipelines.training_rows import MIN_ROWS
 from mlflow_flywheel.plugin.acting import count_new
 from mlflow_flywheel.plugin.gating import weigh
 
@@ -121,7 +121,7 @@ class Ours:
             self._say(world, f"failed: {train.num_rows} rows to train on, {holdout.num_rows} to hold out")
             return
         cut = holdout[EVENT_TIME][0].as_py()
-        model, served = world.fit(train)
+        model, served = world.fit(train, cut)
         challenger = world.add(model, served, holdout, cut)
         earlier = sum(
             self.state.same_evidence(moment, world.policy.retrain_on, cut)

@@ -26,9 +26,11 @@ from mlflow_flywheel.pipelines.lineage import TrainingSetSpec
 from mlflow_flywheel.pipelines.model import Scorer
 from mlflow_flywheel.pipelines.reference_file import make_reference
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
-from mlflow_flywheel.pipelines.scores import PROBABILITY_FLOOR
+from mlflow_flywheel.pipelines.scores import PROBABILITY_FLOOR, Scores, kind_of, score
 from mlflow_flywheel.pipelines.training_files import EVENT_TIME, LABEL, PREDICTION, PREDICTION_PROBA
+from mlflow_flywheel.pipelines.training_rows import since
 from mlflow_flywheel.pipelines.training_set import split_by_time
+from mlflow_flywheel.pipelines.window_search import choose_window
 
 MODEL = "simulated"
 # A promotion is harmful when the true mean log loss rises by more than this.
@@ -185,12 +187,28 @@ class World:
         train, holdout = split_by_time(rows.filter(logged), spec)
         return pa.concat_tables([rows.filter(pc.invert(logged)), train]), holdout
 
-    def fit(self, rows: pa.Table) -> tuple[Any, Any]:
-        """Retrain on these rows; return the model and what will be served of it."""
-        n = len(self.retrained)
+    def fit(self, rows: pa.Table, until: datetime | None = None) -> tuple[Any, Any]:
+        """Retrain on these rows; return the model and what will be served of it.
+
+        With a moment `until` which they reach, the policy's windows are tried in the order of time, as in
+        `pipelines.retrain`.
+        """
+        windows = {window.name: window.length for window in self.policy.training_windows}
+        if until is not None and windows:
+            choice = choose_window(rows, windows, until, self._attempt)
+            rows = since(rows, windows[choice.name], until)
+        made = self._fitted(rows)
         self.retrained.append(self.window)
+        return made
+
+    def _fitted(self, rows: pa.Table) -> tuple[Any, Any]:
         data = self.stream.schema.to_frame(self.stream.schema.from_table(rows))
-        return self.stream.fit(data, rows[LABEL].to_numpy(), n)
+        return self.stream.fit(data, rows[LABEL].to_numpy(), len(self.retrained))
+
+    def _attempt(self, rows: pa.Table, later: pa.Table) -> Scores:
+        scorer = scorer_of(self._fitted(rows)[0], self.stream.schema, "")
+        said = scorer.predict(self.stream.schema.from_table(later))
+        return score(said, scorer.classes, later[LABEL].combine_chunks(), kind_of(scorer))
 
     def add(
         self, model: Any, served: Any, sample: pa.Table, holdout_start: datetime | None = None
