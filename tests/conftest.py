@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from support.apache_pulsar import ApachePulsar
+from support.mlflow_store import empty_store
 from support.models import ZooModel, log_model
 
 from mlflow_flywheel.pipelines.errors import Unavailable
@@ -25,7 +26,7 @@ settings.load_profile("steady")
 @pytest.fixture(scope="session")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URI of an empty MLflow store (SQLite) of this test session."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return empty_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture(scope="session")

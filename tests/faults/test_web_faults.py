@@ -23,7 +23,7 @@ BODY = {"dataframe_records": [{"a": 1.0, "b": 2.0, "c": 0.0, "d": 0.0}] * 3}
 def versions(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> list[ZooModel]:
     """Return two versions of one model that answer differently: their predictions tell who answered."""
     folder = tmp_path_factory.mktemp("versions")
-    return [log_model("pyfunc", tracking_uri, folder, name="web-faults", seed=seed) for seed in (0, 100)]
+    return [log_model("total", tracking_uri, folder, name="web-faults", seed=seed) for seed in (0, 100)]
 
 
 def _table_ids(service: WebService) -> list[str]:

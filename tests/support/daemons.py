@@ -84,4 +84,4 @@ class DaemonProcess:
         """Kill it alone, as the kernel would, and wait until all that it started is gone too."""
         self._process.kill()
         self._process.wait()
-        eventually(lambda: not self.family(), 15, what="children of a killed daemon end by themselves")
+        eventually(lambda: not self.family(), what="children of a killed daemon end by themselves")
