@@ -21,6 +21,7 @@ import requests
 from support.certificates import make_certificate
 from support.processes import end_group, free_port
 from support.waiting import eventually
+from support.warm_shell import WarmShell, warm_shell
 
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.runners.processes import end_processes, marked_processes
@@ -45,8 +46,9 @@ def commands() -> list[list[str]]:
 class Shell:
     """Runs the README's commands, with the default ports replaced by free ones, and keeps account of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm: WarmShell) -> None:
         self.folder = folder
+        self.warm = warm
         self.ports = {"5000": str(free_port()), "8000": str(free_port())}
         self.left = commands()
         scripts = str(Path(sys.executable).parent)
@@ -74,15 +76,7 @@ class Shell:
         return self.execute([*self.take(*start), *more])
 
     def execute(self, words: list[str]) -> str:
-        done = subprocess.run(
-            words,
-            env=self.environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = self.warm.run(words, self.environment, self.folder, timeout=200)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -98,9 +92,15 @@ def flights(n: int, seed: int) -> pd.DataFrame:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def warm(tmp_path: Path) -> Iterator[WarmShell]:
+    with warm_shell(tmp_path) as warm:
+        yield warm
+
+
+@pytest.fixture
+def shell(tmp_path: Path, warm: WarmShell) -> Iterator[Shell]:
     """Return a shell with the README's MLflow server running; nothing of it outlives the test."""
-    made = Shell(tmp_path)
+    made = Shell(tmp_path, warm)
     command = [*made.take("mlflow", "server"), "--port", made.ports["5000"], "--workers", "1"]
     with open(tmp_path / "server.log", "wb") as log:
         server = subprocess.Popen(

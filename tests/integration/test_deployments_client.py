@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.deployments.cli import commands as mlflow_deployments
 from mlflow.exceptions import MlflowException
 from support.models import log_model, numeric_frame
 from support.waiting import eventually
@@ -474,9 +473,8 @@ def test_a_home_works_with_one_mlflow_only(world: World, tmp_path: Path) -> None
     ],
 )
 def test_mlflows_command_line_says_it_in_one_line(world: World, arguments: list[str], said: str) -> None:
-    command = [sys.executable, "-m", "mlflow", "deployments", *arguments, "-t", f"flywheel:{world.home.path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(mlflow_deployments, [*arguments, "-t", f"flywheel:{world.home.path}"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.exc_info
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1 and said in errors[0], done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" not in done.output

@@ -24,7 +24,7 @@ from mlflow_flywheel.pipelines.inference_table import InferenceTable
 from mlflow_flywheel.plugin.cli import main as flywheel
 from mlflow_flywheel.plugin.home import Home
 
-RATE = 1000
+RATE = 500
 TOPIC = {"mode": "stream", "input_topic": "events"}
 
 
