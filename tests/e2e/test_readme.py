@@ -225,6 +225,8 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert "goes on" in shell.run("flywheel", "resume")
     tested = json.loads(shell.run("flywheel", "backtest", more=("--json",)))
     assert sum(period["labelled"] for period in tested["periods"]) == ASKED + 1
+    report = {"run_uuid": tested["run_id"], "path": "reports/backtest.html"}
+    assert "Back-test of" in requests.get(f"{url}/get-artifact", params=report, timeout=30).text
     scored = json.loads(shell.run("flywheel", "batch", "run", more=("--json",)))
     assert (scored["rows_out"], scored["files"]) == (300, 1)
     assert list((tmp_path / "answers").rglob("*.parquet"))

@@ -194,9 +194,7 @@ def test_scaling_under_load_loses_and_doubles_nothing(world: World, apache_pulsa
         for workers in (2, 1):
             assert world.command("scale", "wide", str(workers))["workers"] == workers
             scraped = requests.get(world.command("status")["metrics"], timeout=10).text
-            assert (
-                f'flywheel_stream_workers{{deployment="wide",model_name="zoo-total"}} {workers}' in scraped
-            )
+            assert f'flywheel_stream_workers{{deployment="wide",model_name="zoo-total"}} {workers}' in scraped
     finally:
         end.set()
         load.join()

@@ -46,7 +46,8 @@ def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
-KINDS = ("classifier", "regressor", "multiclass", "mixed", "pyfunc")  # and "total", for deployments under load
+# Of each kind of model one; "total" is another regressor, for deployments under load.
+KINDS = ("classifier", "regressor", "multiclass", "mixed", "pyfunc")
 
 
 def log_model(

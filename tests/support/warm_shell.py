@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,8 +102,8 @@ def _run(connection: socket.socket) -> None:
         code = script.load()()
     except SystemExit as ended:
         code = ended.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except Exception:  # noqa: BLE001 - it is printed where the caller looks
+        traceback.print_exc()
         code = 1
     if isinstance(code, str):
         print(code, file=sys.stderr)
