@@ -122,7 +122,7 @@ def _the_store(world: World, tracking_uri: str) -> None:
 @pytest.fixture
 def callers(world: World) -> Iterator[Callers]:
     """Return 32 callers that ask all the time; in the end none of them has seen a failure or a mixed answer."""
-    with Callers(world.get()["url"], BODY, 32, pause=0.1) as asking:
+    with Callers(world.get()["url"], BODY, 32, pause=0.2) as asking:
         asking.answered(32)
         yield asking
         asking.answered(32)

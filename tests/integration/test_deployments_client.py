@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,7 @@ def test_an_update_under_requests_and_a_deletion_that_leaves_nothing(world: Worl
         )
         while not updating.done() or len(answers) < 3:
             answers.append(world.predict(name)["predictions"])  # raises when one fails
+            wait([updating], 0.1)
         view = updating.result()
     assert (view["version"], view["config"]) == ("2", {"mode": "web", "threads": "2"})
     assert all(answer in (world.expected["1"], world.expected["2"]) for answer in answers)

@@ -73,7 +73,7 @@ def test_stopping_ends_a_call_in_progress(warm: WarmProcess) -> None:
     caller.start()
     eventually(lambda: warm.busy)
     warm.stop()
-    caller.join(10)
+    caller.join(30)
     assert len(outcome) == 1
     with pytest.raises(Unavailable, match="being stopped"):
         warm.call(warm_calls.count)

@@ -75,7 +75,7 @@ class DaemonProcess:
                 continue
         return found
 
-    def terminate(self, timeout: float = 15.0) -> int:
+    def terminate(self, timeout: float = 60.0) -> int:
         """Ask it to end and return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout)
