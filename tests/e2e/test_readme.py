@@ -92,9 +92,9 @@ def flights(n: int, seed: int) -> pd.DataFrame:
 
 
 @pytest.fixture
-def warm(tmp_path: Path) -> Iterator[WarmShell]:
-    with warm_shell(tmp_path) as warm:
-        yield warm
+def warm() -> Iterator[WarmShell]:
+    with warm_shell() as shell:
+        yield shell
 
 
 @pytest.fixture

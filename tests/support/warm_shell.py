@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from support.processes import end_group
 
@@ -53,21 +53,22 @@ class WarmShell:
 
 
 @contextmanager
-def warm_shell(folder: Path) -> Iterator[WarmShell]:
-    """Keep a shell warm; its socket is in `folder`."""
-    address = str(folder / "shell")
+def warm_shell() -> Iterator[WarmShell]:
+    """Keep a shell warm."""
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": _TESTS}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "support.warm_shell", address],
-        env=environment,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"warm\n"
-        yield WarmShell(address)
-    finally:
-        end_group(process)
+    with TemporaryDirectory(prefix="warm-") as folder:  # a test's own has a long name, and sockets' are short
+        address = f"{folder}/shell"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "support.warm_shell", address],
+            env=environment,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"warm\n"
+            yield WarmShell(address)
+        finally:
+            end_group(process)
 
 
 def _serve(address: str) -> None:
