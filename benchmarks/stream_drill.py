@@ -43,7 +43,7 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="flywheel-drill-") as name, console.status("starting") as status:
         folder = Path(name)
-        model = log_model("pyfunc", f"sqlite:///{folder}/mlflow.db", folder / "models").ref
+        model = log_model("total", f"sqlite:///{folder}/mlflow.db", folder / "models").ref
         done = [
             drill(folder / kind, model, kind, options.rounds, options.rate, random, status.update)
             for kind in KINDS

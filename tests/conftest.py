@@ -6,14 +6,31 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support.apache_pulsar import ApachePulsar
+from support.mlflow_store import empty_store
 from support.models import ZooModel, log_model
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.stream.apache_files import find_jars, find_java
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
+# Files that use the session's Apache Pulsar, which takes eight seconds of the processor to start.
+_ON_APACHE = {
+    "tests/contract/test_broker_contract.py",
+    "tests/contract/test_stream_letters.py",
+    "tests/contract/test_stream_spans.py",
+    "tests/contract/test_stream_trouble.py",
+    "tests/integration/test_stream_commands.py",
+    "tests/integration/test_stream_on_apache.py",
+    "tests/integration/test_stream_schemas.py",
+}
 
 # a busy machine is no reason to fail: examples have no deadline, and are the same in every run
 settings.register_profile(
@@ -22,10 +39,25 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Give all files that use the session's Apache Pulsar to one process, so that it is started once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "apache" if file in _ON_APACHE else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URI of an empty MLflow store (SQLite) of this test session."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return empty_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture(scope="session")

@@ -204,7 +204,7 @@ def test_every_kind_of_poison_has_its_letter_and_its_neighbours_their_answers(
             publisher = connection.publisher(config.input_topic)
             assert publisher.publish([Outgoing(body, key=str(i)) for i, body in enumerate(bodies)]) == {}
         assert [a["prediction"] for a in answers.collect(len(poison), 20)] == [6.0] * len(poison)
-        eventually(lambda: stats.now.dead_letters_by == dict.fromkeys(poison, 1), 20)
+        eventually(lambda: stats.now.dead_letters_by == dict.fromkeys(poison, 1))
     with LetterBox(config) as box:
         letters = {letter.refusal: letter for letter in box.look(100)}
     assert len({letter.origin_id for letter in letters.values()}) == len(poison)
@@ -237,4 +237,4 @@ def test_a_command_that_is_killed_lets_go_of_its_letters(
     # the embedded broker keeps what a ghost holds until it is restarted, which a worker that sees the mark asks for
     assert collect_unclean_endings(config.status_file) == (1 if either_broker.embedded else 0)
     if not either_broker.embedded:
-        assert eventually(lambda: numbers(config), 20) == [0, 1, 2]
+        assert eventually(lambda: numbers(config)) == [0, 1, 2]

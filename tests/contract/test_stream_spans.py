@@ -54,12 +54,12 @@ def test_a_newcomer_starts_at_its_time_and_what_came_before_is_done_with(
     begin_at_start_time(config)
     with OutputReader(config) as answers, at_work(config, doubling_scorer()) as stats:
         assert [a["client_request_id"] for a in answers.collect(5, 20)] == [f"r{i}" for i in range(20, 25)]
-        eventually(lambda: stats.now.rows == 5, 10)
+        eventually(lambda: stats.now.rows == 5)
         if either_broker.embedded:  # it knows no way to a time, so the worker reads its way there
             assert (stats.now.messages, stats.now.skipped) == (25, 20)
     with at_work(config, doubling_scorer()) as stats:  # nothing comes again
         publish(config, 25)
-        eventually(lambda: stats.now.rows == 6, 10)
+        eventually(lambda: stats.now.rows == 6)
     assert in_table(config, tmp_path) == [40.0, 42.0, 44.0, 46.0, 48.0, 50.0]
 
 
@@ -69,7 +69,7 @@ def test_the_start_time_holds_without_being_begun_at(either_broker: EitherBroker
     config = config.model_copy(update={"start_position": now()})
     publish(config, 3)
     with at_work(config, doubling_scorer()) as stats:
-        eventually(lambda: (stats.now.rows, stats.now.skipped) == (1, 2), 10)
+        eventually(lambda: (stats.now.rows, stats.now.skipped) == (1, 2))
 
 
 def test_a_span_fills_gaps_and_doubles_nothing(
@@ -83,7 +83,7 @@ def test_a_span_fills_gaps_and_doubles_nothing(
     second = now()
     with at_work(config, doubling_scorer()) as stats:
         publish(config, 10, 11)
-        eventually(lambda: stats.now.rows == 2, 20)
+        eventually(lambda: stats.now.rows == 2)
     third = now()
     publish(config, 12)
     assert in_table(config, tmp_path) == [20.0, 22.0]
@@ -122,7 +122,7 @@ def test_a_start_time_and_a_span_are_about_all_partitions(
     publish(config, *range(30, 60))
     begin_at_start_time(config)
     with at_work(config, doubling_scorer()) as stats:
-        eventually(lambda: stats.now.rows == 30, 20)
+        eventually(lambda: stats.now.rows == 30)
         assert stats.now.skipped == 0  # the subscription began there
     assert in_table(config, tmp_path) == [2.0 * i for i in range(30, 60)]
     span = Span.of(now() - timedelta(hours=1), now())

@@ -19,7 +19,13 @@ from support.waiting import eventually
 
 FLYWHEEL = str(Path(sys.executable).with_name("flywheel"))
 MARK = "FLYWHEEL_TEST_DEMO"
-DAYS = 16  # one turn of the loop after fourteen, and two days with what it decided
+DAYS = 15  # one turn of the loop after fourteen, and a day with what it decided
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where all demos of this file play, one after the other: the flights are read once."""
+    return tmp_path_factory.mktemp("demo") / "demo"
 
 
 @pytest.fixture
@@ -43,11 +49,26 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def test_ctrl_c_in_the_middle_stops_everything(
+    tmp_path: Path, folder: Path, environment: dict[str, str]
+) -> None:
+    with started(tmp_path, folder, environment) as (process, said):
+        eventually(
+            lambda: process.poll() is not None or "reading the flights" in said(), 200, what="it trains"
+        )
+        assert len(marked(environment[MARK])) >= 3  # this one, the supervisor and MLflow
+        for _ in range(3):  # impatience does not cut the stopping short
+            process.send_signal(signal.SIGTERM)
+        assert ended(process) == 130, said()
+        assert "everything is stopped" in said()
+    assert not marked(environment[MARK])
+
+
 def test_a_replay_is_complete_counted_and_stays_to_be_looked_at_until_ctrl_c(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, folder: Path, environment: dict[str, str]
 ) -> None:
     file = tmp_path / "summary.json"
-    with started(tmp_path, environment, "--days", str(DAYS), "--json", str(file)) as (process, said):
+    with started(tmp_path, folder, environment, "--days", str(DAYS), "--json", str(file)) as (process, said):
         eventually(
             lambda: process.poll() is not None or "until Ctrl-C" in said(), 200, what="the replay ends"
         )
@@ -99,19 +120,6 @@ def test_a_replay_is_complete_counted_and_stays_to_be_looked_at_until_ctrl_c(
         assert text in shown
 
 
-def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path, environment: dict[str, str]) -> None:
-    with started(tmp_path, environment) as (process, said):
-        eventually(
-            lambda: process.poll() is not None or "starting MLflow" in said(), 100, what="MLflow starts"
-        )
-        assert len(marked(environment[MARK])) >= 3  # this one, the supervisor and MLflow
-        for _ in range(3):  # impatience does not cut the stopping short
-            process.send_signal(signal.SIGTERM)
-        assert ended(process) == 130, said()
-        assert "everything is stopped" in said()
-    assert not marked(environment[MARK])
-
-
 def ended(process: subprocess.Popen[bytes]) -> int | None:
     """Return the exit code; None when it goes on for too long."""
     try:
@@ -122,11 +130,11 @@ def ended(process: subprocess.Popen[bytes]) -> int | None:
 
 @contextmanager
 def started(
-    tmp_path: Path, environment: dict[str, str], *options: str
+    tmp_path: Path, folder: Path, environment: dict[str, str], *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
     """Run the demo over February; yields the process and what it has said so far."""
     output = tmp_path / "output.txt"
-    command = [FLYWHEEL, "demo", "--months", "2-2", "--home", str(tmp_path / "demo"), *options]
+    command = [FLYWHEEL, "demo", "--months", "2-2", "--home", str(folder), *options]
     with output.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:

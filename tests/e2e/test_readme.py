@@ -21,6 +21,7 @@ import requests
 from support.certificates import make_certificate
 from support.processes import end_group, free_port
 from support.waiting import eventually
+from support.warm_shell import WarmShell, warm_shell
 
 from mlflow_flywheel.plugin.home import Home
 from mlflow_flywheel.plugin.runners.processes import end_processes, marked_processes
@@ -45,8 +46,9 @@ def commands() -> list[list[str]]:
 class Shell:
     """Runs the README's commands, with the default ports replaced by free ones, and keeps account of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm: WarmShell) -> None:
         self.folder = folder
+        self.warm = warm
         self.ports = {"5000": str(free_port()), "8000": str(free_port())}
         self.left = commands()
         scripts = str(Path(sys.executable).parent)
@@ -74,15 +76,7 @@ class Shell:
         return self.execute([*self.take(*start), *more])
 
     def execute(self, words: list[str]) -> str:
-        done = subprocess.run(
-            words,
-            env=self.environment,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        done = self.warm.run(words, self.environment, self.folder, timeout=200)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -98,9 +92,15 @@ def flights(n: int, seed: int) -> pd.DataFrame:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def warm() -> Iterator[WarmShell]:
+    with warm_shell() as shell:
+        yield shell
+
+
+@pytest.fixture
+def shell(tmp_path: Path, warm: WarmShell) -> Iterator[Shell]:
     """Return a shell with the README's MLflow server running; nothing of it outlives the test."""
-    made = Shell(tmp_path)
+    made = Shell(tmp_path, warm)
     command = [*made.take("mlflow", "server"), "--port", made.ports["5000"], "--workers", "1"]
     with open(tmp_path / "server.log", "wb") as log:
         server = subprocess.Popen(
@@ -225,6 +225,8 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     assert "goes on" in shell.run("flywheel", "resume")
     tested = json.loads(shell.run("flywheel", "backtest", more=("--json",)))
     assert sum(period["labelled"] for period in tested["periods"]) == ASKED + 1
+    report = {"run_uuid": tested["run_id"], "path": "reports/backtest.html"}
+    assert "Back-test of" in requests.get(f"{url}/get-artifact", params=report, timeout=30).text
     scored = json.loads(shell.run("flywheel", "batch", "run", more=("--json",)))
     assert (scored["rows_out"], scored["files"]) == (300, 1)
     assert list((tmp_path / "answers").rglob("*.parquet"))

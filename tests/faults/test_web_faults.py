@@ -23,7 +23,7 @@ BODY = {"dataframe_records": [{"a": 1.0, "b": 2.0, "c": 0.0, "d": 0.0}] * 3}
 def versions(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> list[ZooModel]:
     """Return two versions of one model that answer differently: their predictions tell who answered."""
     folder = tmp_path_factory.mktemp("versions")
-    return [log_model("pyfunc", tracking_uri, folder, name="web-faults", seed=seed) for seed in (0, 100)]
+    return [log_model("total", tracking_uri, folder, name="web-faults", seed=seed) for seed in (0, 100)]
 
 
 def _table_ids(service: WebService) -> list[str]:
@@ -47,7 +47,7 @@ def test_a_killed_worker_is_back_and_every_answer_is_in_the_table(
 ) -> None:
     with running_web(web_config(tmp_path, versions[0].ref, workers=2), tmp_path) as service:
         service.wait_serving("1", 2)
-        with Callers(service.url, BODY, 8) as callers:
+        with Callers(service.url, BODY, 8, pause=0.01) as callers:
             for _ in range(2):
                 callers.answered(100)
                 serving = service.status().serving
@@ -70,7 +70,7 @@ def test_a_version_takes_over_without_a_failed_request(versions: list[ZooModel],
     config = web_config(tmp_path, versions[0].ref, workers=2)
     with running_web(config, tmp_path) as service:
         service.wait_serving("1", 2)
-        with Callers(service.url, BODY, 16, pause=0.05) as callers:  # the new workers need the processors too
+        with Callers(service.url, BODY, 16, pause=0.1) as callers:  # the new workers need the processors too
             for version in (2, 1):
                 callers.answered(100)
                 old = service.status().serving

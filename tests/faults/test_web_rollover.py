@@ -65,7 +65,7 @@ class World:
 def world(tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("rolls")
     for seed in (0, 100):
-        log_model("pyfunc", tracking_uri, folder / "cache", name=NAME, seed=seed)
+        log_model("total", tracking_uri, folder / "cache", name=NAME, seed=seed)
     odd = [log_odd(model) for model in (broken(), sulking())]
     MlflowClient().set_registered_model_alias(NAME, "champion", "1")
     home = Home(folder / "home")
@@ -122,7 +122,7 @@ def _the_store(world: World, tracking_uri: str) -> None:
 @pytest.fixture
 def callers(world: World) -> Iterator[Callers]:
     """Return 32 callers that ask all the time; in the end none of them has seen a failure or a mixed answer."""
-    with Callers(world.get()["url"], BODY, 32, pause=0.1) as asking:
+    with Callers(world.get()["url"], BODY, 32, pause=0.2) as asking:
         asking.answered(32)
         yield asking
         asking.answered(32)
@@ -159,7 +159,7 @@ def test_what_cannot_serve_or_be_tried_is_refused_under_load_and_says_why(
     world: World, callers: Callers
 ) -> None:
     before, pids = world.get(), world.pids()
-    stranger = log_model("pyfunc", mlflow.get_tracking_uri(), world.home.path / "cache", name="stranger")
+    stranger = log_model("total", mlflow.get_tracking_uri(), world.home.path / "cache", name="stranger")
     refusals: list[tuple[str, Callable[[], object]]] = [
         ("the weights are missing", lambda: world.update(f"models:/{NAME}/{world.broken}")),
         ("not this example", lambda: world.update(f"models:/{NAME}/{world.sulking}")),

@@ -144,7 +144,7 @@ def test_a_home_keeps_an_apache_pulsar_that_new_deployments_use(
 
     mlflow.set_tracking_uri(tracking_uri)
     client = get_deploy_client(f"flywheel:{context.home.path}")
-    model = zoo("pyfunc")
+    model = zoo("total")
     client.create_deployment("new", model.uri, config={"mode": "stream", "ordering": "key"})
     config = load_config(StreamConfig, context.home.config_file("new"))
     assert (config.broker, config.embedded) == (view["url"], False)

@@ -72,8 +72,8 @@ def test_rows_are_in_the_table_soon_after_they_were_answered(home: Home) -> None
     with running_daemon(home):
         tiny_core(log).score(tiny_request(25))
         table = InferenceTable.open(home.tables, NAME)
-        eventually(lambda: table.exists and table.counts().rows == 25, 5, what="25 rows are visible")
-        eventually(lambda: (read_status(home.path) or {})["rows"] == 25, 5)
+        eventually(lambda: table.exists and table.counts().rows == 25, what="25 rows are visible")
+        eventually(lambda: (read_status(home.path) or {})["rows"] == 25)
         status = read_status(home.path)
         assert status is not None
         scraped = requests.get(status["metrics"], timeout=10)
@@ -95,12 +95,12 @@ def test_a_table_that_is_away_is_told_and_its_rows_wait_for_it(home: Home) -> No
             assert status is not None
             return str(status["trouble"][f"table of {NAME}"]["error"])
 
-        assert "its rows wait in the spool: [Errno" in eventually(told, 10)
+        assert "its rows wait in the spool: [Errno" in eventually(told)
         tiny_core(log).score(tiny_request(5))  # whoever answers is none the wiser
         in_the_way.unlink()
         table = InferenceTable.open(home.tables, NAME)
-        eventually(lambda: table.exists and table.counts().rows == 30, 15, what="30 rows are visible")
-        eventually(lambda: (read_status(home.path) or {})["trouble"] == {}, 5)
+        eventually(lambda: table.exists and table.counts().rows == 30, what="30 rows are visible")
+        eventually(lambda: (read_status(home.path) or {})["trouble"] == {})
         assert daemon.log().count(f"commit of {NAME}") == 1
     log.close()
 
@@ -142,7 +142,7 @@ def test_it_does_tasks_says_why_one_failed_and_leaves_no_process_when_told_to_en
         assert len(daemon.family()) > 1  # the warm process is there
         assert daemon.terminate() == 0
         # Python's own helper of multiprocessing sees its pipe close and follows in a moment
-        eventually(lambda: daemon.family() == [], 2)
+        eventually(lambda: daemon.family() == [])
     assert not (home.path / "daemon.json").exists()
 
 
@@ -185,7 +185,7 @@ def test_the_embedded_brokers_disk_is_told_and_too_much_of_it_is_warned_of(
     with running_daemon(home):
         assert told() is None  # a folder without a port has never been a broker's
         (home.broker / "port").write_text("1")
-        disk = eventually(told, 20)
+        disk = eventually(told)
         assert disk == {"bytes": 3_000_001, "warning": None}
         monkeypatch.setenv("FLYWHEEL_BROKER_WARN_GB", "0.002")
         said = CliRunner().invoke(flywheel, ["status", "--home", str(home.path)]).output
@@ -228,7 +228,7 @@ def test_a_broker_that_holds_messages_back_is_restarted_once(home: Home) -> None
             daemon.look_after_broker()
             return context.runner.status(BROKER)[0].pid not in (None, before.pid)
 
-        eventually(restarted, 20)
+        eventually(restarted)
     finally:
         context.runner.down()
         context.records.close()

@@ -198,12 +198,13 @@ def test_a_new_feature_is_a_new_column_and_a_changed_type_is_refused(table: Infe
 
 
 def test_compaction_keeps_every_row(table: InferenceTable) -> None:
-    for number in range(101):
-        tiny_core(DirectLog(table, "job", number)).score(tiny_request(2, event_times=[DAY, DAY]))
+    for number in range(26):  # a file for each day
+        days = [DAY + timedelta(days=i) for i in (0, 0, 1, 2, 3)]
+        tiny_core(DirectLog(table, "job", number)).score(tiny_request(5, event_times=days))
     before = len(table.predictions.dataset().files)
     assert table.maintain()
     assert len(table.predictions.dataset().files) < before / 10
-    assert table.counts().rows == 202
+    assert table.counts().rows == 130
     assert not table.maintain()
 
 
@@ -260,12 +261,11 @@ def test_a_label_joins_the_answered_row_and_its_shadow_and_counts_once(
 
 def test_what_batch_jobs_committed_is_compacted_like_the_rest(table: InferenceTable) -> None:
     log = DirectLog(table, "job")
-    for i in range(50):  # two files each
-        tiny_core(log).score(
-            tiny_request(2, [f"{i}-a", f"{i}-b"], ["a", "b"], [DAY, DAY + timedelta(days=1)])
-        )
+    days = [DAY + timedelta(days=i) for i in range(5)]
+    for i in range(20):  # a file for each day
+        tiny_core(log).score(tiny_request(5, [f"{i}-{name}" for name in "abcde"], list("abcde"), days))
     before = table.read()
     assert table.maintain()
-    assert len(DeltaTable(table.predictions.uri).file_uris()) == 2
+    assert len(DeltaTable(table.predictions.uri).file_uris()) == 5
     assert table.read().equals(before)
-    assert table.read(start=DAY + timedelta(days=1)).num_rows == 50
+    assert table.read(start=days[1]).num_rows == 80

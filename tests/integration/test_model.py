@@ -127,10 +127,12 @@ def test_models_that_cannot_be_served_say_why(tracking_uri: str, tmp_path: Path)
     mlflow.set_tracking_uri(tracking_uri)
     x = np.zeros((3, 2))
     model = LinearRegression().fit(x, [0, 0, 0])
-    mlflow.sklearn.save_model(model, tmp_path / "bare")
+    known = {"pip_requirements": ["mlflow", "scikit-learn"]}  # to infer them takes seconds
+    mlflow.sklearn.save_model(model, tmp_path / "bare", **known)
     with pytest.raises(BadInput, match="has no signature.*infer_signature"):
         load_scorer(ModelRef(name="bare", version="", model_id=None, path=str(tmp_path / "bare")))
-    mlflow.sklearn.save_model(model, tmp_path / "tensor", signature=infer_signature(x, model.predict(x)))
+    tensor = infer_signature(x, model.predict(x))
+    mlflow.sklearn.save_model(model, tmp_path / "tensor", signature=tensor, **known)
     with pytest.raises(BadInput, match="takes a tensor"):
         load_scorer(ModelRef(name="tensor", version="", model_id=None, path=str(tmp_path / "tensor")))
     (tmp_path / "tensor" / "MLmodel").write_text("nonsense: [")

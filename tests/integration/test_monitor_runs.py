@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from support.mlflow_store import empty_store
 from support.windows_of import WINDOW, reference_of, two_classes, window_of
 
 from mlflow_flywheel.monitors.drift import drift
@@ -28,7 +29,7 @@ AS_OF = WINDOW.end
 def client(tmp_path_factory):
     import mlflow
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('monitor-runs')}/mlflow.db"
+    uri = empty_store(tmp_path_factory.mktemp("monitor-runs") / "mlflow.db")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     yield mlflow.MlflowClient(uri)

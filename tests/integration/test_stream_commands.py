@@ -68,7 +68,7 @@ def world(
     home = Home(tmp_path_factory.mktemp("streams") / "home")
     client = get_deploy_client(f"flywheel:{home.path}")
     assert client is not None
-    made = World(home, client, zoo("pyfunc"))
+    made = World(home, client, zoo("total"))
     try:
         client.create_deployment("flow", made.model.uri, config={"mode": "stream", **FIELDS})
         yield made
@@ -95,7 +95,7 @@ def test_events_of_another_shape_are_answered_and_a_feature_that_is_none_is_refu
         ):
             config = {"mode": "stream", "field.e": "x"}
             act("flow" if act == world.client.update_deployment else "x", world.model.uri, config=config)
-    eventually(lambda: len(world.rows("flow")) == 21, 20, every=0.3)
+    eventually(lambda: len(world.rows("flow")) == 21, every=0.3)
 
 
 def test_letters_are_listed_sent_back_and_thrown_away(world: World) -> None:
@@ -142,11 +142,11 @@ def test_the_status_says_how_it_flows_and_the_daemon_serves_it_to_prometheus(wor
         assert (view["lag_seconds"], view["trouble"]) == (0.0, None)
         return status
 
-    status = eventually(flowing, 20, every=0.5)
+    status = eventually(flowing, every=0.5)
     assert "flow: lag 0.0 s; " in world.run("status").output
     assert "dead letters: 1 missing_feature, 2 wrong_type" in world.run("status").output
     scraped = requests.get(status["metrics"], timeout=10).text
-    assert 'flywheel_stream_rows_total{deployment="flow",model_name="zoo-pyfunc"} 21' in scraped
+    assert 'flywheel_stream_rows_total{deployment="flow",model_name="zoo-total"} 21' in scraped
 
 
 def test_a_span_is_replayed_once(world: World) -> None:
@@ -194,9 +194,7 @@ def test_scaling_under_load_loses_and_doubles_nothing(world: World, apache_pulsa
         for workers in (2, 1):
             assert world.command("scale", "wide", str(workers))["workers"] == workers
             scraped = requests.get(world.command("status")["metrics"], timeout=10).text
-            assert (
-                f'flywheel_stream_workers{{deployment="wide",model_name="zoo-pyfunc"}} {workers}' in scraped
-            )
+            assert f'flywheel_stream_workers{{deployment="wide",model_name="zoo-total"}} {workers}' in scraped
     finally:
         end.set()
         load.join()
@@ -239,7 +237,7 @@ def test_labels_on_the_feedback_topic_adjust_the_next_answers_until_a_reset_and_
     for learnt in (60, 120):  # the first are learnt from, the second prove that it helps
         plain += ask(60)
         label(plain[-60:])
-        eventually(lambda learnt=learnt: status()["labels"] == learnt, 20)
+        eventually(lambda learnt=learnt: status()["labels"] == learnt)
     assert [answer["prediction"] for answer in plain] == [i + 1.0 for i in range(120)]
     assert all(answer["adjustment"].endswith(":off") for answer in plain)
     (adjusted,) = ask(1)
@@ -272,7 +270,7 @@ def test_labels_on_the_feedback_topic_adjust_the_next_answers_until_a_reset_and_
             for answer in (adjusted, after, reset)
         }
 
-    assert eventually(logged, 20, every=0.3) == {
+    assert eventually(logged, every=0.3) == {
         answer["client_request_id"]: (answer["prediction"], answer["adjustment"])
         for answer in (adjusted, after, reset)
     }

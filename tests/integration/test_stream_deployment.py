@@ -202,7 +202,7 @@ def test_poison_goes_to_each_deployments_own_dead_letters_and_its_neighbours_are
     answered = stage.rows(stage.second, [f"poison-{i}" for i in (0, 2, 4, 6)])
     assert answered.num_rows == 4
     assert stage.rows(stage.first, ["poison-5"]).num_rows == 1
-    eventually(lambda: stage.second.stats().dead_letters >= 3, 10)
+    eventually(lambda: stage.second.stats().dead_letters >= 3)
 
 
 def test_labels_on_the_feedback_topic_join_their_predictions_and_bad_ones_say_why(stage: Stage) -> None:
@@ -219,7 +219,7 @@ def test_labels_on_the_feedback_topic_join_their_predictions_and_bad_ones_say_wh
             labels.publish({"client_request_id": "label-2"})
             labels.publish({"client_request_id": "label-2", "label": "no number"})
         found: list[Any] = []
-        eventually(lambda: found.extend(letters.messages()) or len(found) == 2, 20)
+        eventually(lambda: found.extend(letters.messages()) or len(found) == 2)
     assert "label is missing" in found[0].properties[REASON]
     assert "label must be a number" in found[1].properties[REASON]
 
@@ -228,7 +228,7 @@ def test_labels_on_the_feedback_topic_join_their_predictions_and_bad_ones_say_wh
         assert table["client_request_id"].to_pylist() == ["label-0", "label-1"]
         return table.to_pylist()
 
-    known = eventually(labelled, 20, every=0.3)
+    known = eventually(labelled, every=0.3)
     assert [row["label"] for row in known] == [1.0, 0.0]
     assert [row["label_time"].astimezone(UTC) for row in known] == [later, later]
 
@@ -287,11 +287,11 @@ def test_what_the_embedded_broker_cannot_do_is_refused_and_the_old_generation_go
     before = stage.first.wait_serving()
     workers = stage.first.config.workers
     stage.first.update(workers=3)
-    failed = eventually(lambda: (status := stage.first.status()) and status.failed, 20)
+    failed = eventually(lambda: (status := stage.first.status()) and status.failed)
     assert "workers=3: the embedded broker takes one worker process per subscription" in failed.error
     assert stage.first.wait_serving() == before
     stage.first.update(workers=workers)
-    eventually(lambda: (status := stage.first.status()) and not status.failed, 20)
+    eventually(lambda: (status := stage.first.status()) and not status.failed)
 
 
 def test_a_newcomer_reads_from_the_start_and_leaves_nothing_when_it_goes(stage: Stage) -> None:

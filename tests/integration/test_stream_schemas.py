@@ -81,14 +81,14 @@ def test_events_of_a_schema_and_of_its_next_version_are_answered(
         )
         found = {a["client_request_id"]: a["prediction"] for a in answers.collect(3, 30)}
         assert found == {"one": 3.0, "two": 5.0, "three": 7.0}
-        eventually(lambda: stats.now.dead_letters == 1, 20)
+        eventually(lambda: stats.now.dead_letters == 1)
         # what is sent again is read by the schema that it was written with, not by the newest
         with LetterBox(config) as box:
             (letter,) = box.look(10)
             assert letter.refusal == "model"
         with LetterBox(config) as box:
             assert box.replay(10).letters == 1
-        eventually(lambda: stats.now.dead_letters_by == {"model": 2}, 20)
+        eventually(lambda: stats.now.dead_letters_by == {"model": 2})
 
 
 def test_rows_cannot_be_asked_of_a_deployment_that_reads_avro(

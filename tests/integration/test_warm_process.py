@@ -46,7 +46,7 @@ def test_a_call_that_takes_too_long_is_killed_with_what_it_started(warm: WarmPro
     child, grandchild = warm.call(warm_calls.start_sleeper)
     with pytest.raises(Unavailable, match="longer than 0.5 s"):
         warm.call(warm_calls.hang, timeout=0.5)
-    eventually(lambda: gone(child) and gone(grandchild), 10)
+    eventually(lambda: gone(child) and gone(grandchild))
 
 
 def test_it_is_dropped_when_nobody_calls(warm: WarmProcess) -> None:
@@ -56,7 +56,7 @@ def test_it_is_dropped_when_nobody_calls(warm: WarmProcess) -> None:
         warm.drop_if_idle()
         return warm.pid is None and gone(child)
 
-    eventually(dropped, 10)
+    eventually(dropped)
 
 
 def test_stopping_ends_a_call_in_progress(warm: WarmProcess) -> None:
@@ -71,9 +71,9 @@ def test_stopping_ends_a_call_in_progress(warm: WarmProcess) -> None:
 
     caller = threading.Thread(target=wait)
     caller.start()
-    eventually(lambda: warm.busy, 5)
+    eventually(lambda: warm.busy)
     warm.stop()
-    caller.join(10)
+    caller.join(30)
     assert len(outcome) == 1
     with pytest.raises(Unavailable, match="being stopped"):
         warm.call(warm_calls.count)
@@ -99,4 +99,4 @@ def test_it_ends_with_a_parent_that_was_killed() -> None:
     child, grandchild = map(int, parent.stdout.readline().split())
     parent.kill()
     parent.wait()
-    eventually(lambda: gone(child) and gone(grandchild), 10)
+    eventually(lambda: gone(child) and gone(grandchild))

@@ -75,7 +75,7 @@ class DaemonProcess:
                 continue
         return found
 
-    def terminate(self, timeout: float = 15.0) -> int:
+    def terminate(self, timeout: float = 60.0) -> int:
         """Ask it to end and return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout)
@@ -84,4 +84,4 @@ class DaemonProcess:
         """Kill it alone, as the kernel would, and wait until all that it started is gone too."""
         self._process.kill()
         self._process.wait()
-        eventually(lambda: not self.family(), 15, what="children of a killed daemon end by themselves")
+        eventually(lambda: not self.family(), what="children of a killed daemon end by themselves")

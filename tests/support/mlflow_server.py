@@ -11,6 +11,7 @@ from pathlib import Path
 
 import requests
 
+from .mlflow_store import empty_store
 from .processes import end_group, free_port
 from .waiting import eventually
 
@@ -28,7 +29,7 @@ def mlflow_server(
         "--port",
         str(port),
         "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
+        empty_store(folder / "mlflow.db"),
     ]
     command += ["--artifacts-destination", str(folder / "artifacts"), *arguments]
     command += ["--static-prefix", prefix] if prefix else []

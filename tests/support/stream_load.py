@@ -38,7 +38,7 @@ class Deployed(Protocol):
 class Load:
     """Publishes numbered events at about `rate` per second until it is ended; what a broker did not store it sends again."""
 
-    def __init__(self, deployment: Deployed, rate: int = 1000) -> None:
+    def __init__(self, deployment: Deployed, rate: int = 500) -> None:
         self._config = deployment.config
         self._burst = round(rate * _PUBLISH_SECONDS)
         self._end = threading.Event()

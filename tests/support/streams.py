@@ -42,7 +42,7 @@ class BrokerProcess:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self._process.send_signal(how)
-        self._process.wait(10)
+        self._process.wait(30)
 
     def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it and start it again; safe to call from several threads."""

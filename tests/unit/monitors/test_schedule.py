@@ -69,8 +69,8 @@ def test_runs_missed_while_nothing_ran_happen_once(
     again.start()
     try:
         again.sync([hourly])
-        eventually(folder.exists, 10)
-        eventually(lambda: again.next_times()["missed"] > datetime.now(timezone.utc), 5)
+        eventually(folder.exists)
+        eventually(lambda: again.next_times()["missed"] > datetime.now(timezone.utc))
     finally:
         again.stop()
         first.stop()

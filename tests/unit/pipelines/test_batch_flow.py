@@ -32,7 +32,7 @@ def test_items_keep_their_order_whatever_ends_first() -> None:
 
     def work(i: int) -> int:
         if i < 3:
-            assert turns[i].wait(10)  # 2 ends first, then 1, then 0
+            assert turns[i].wait(30)  # 2 ends first, then 1, then 0
             turns[i - 1].set()
         return i * i
 
@@ -58,7 +58,7 @@ def test_before_the_first_is_asked_for_as_much_is_read_as_there_is_room_for() ->
         return 10
 
     items = Ahead(source, 2, size, 95)
-    assert full.wait(10)
+    assert full.wait(30)
     items.close()
     assert source.taken == 10
     assert list(Ahead(range(50), 2, lambda _: 1, 1000)) == list(range(50))
@@ -102,16 +102,16 @@ def test_a_closed_stage_drops_what_has_not_begun() -> None:
 
     def slow() -> None:
         running.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
 
     stage.do(slow)
     waiting = stage.do(done.append, 1)
-    assert running.wait(10)
+    assert running.wait(30)
     closing = threading.Thread(target=stage.close)
     closing.start()
     while not waiting.cancelled():
         pass
     go_on.set()
-    closing.join(10)
+    closing.join(30)
     assert not closing.is_alive()
     assert done == []

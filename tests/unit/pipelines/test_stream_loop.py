@@ -329,7 +329,7 @@ def test_while_answers_cannot_be_stored_two_batches_are_held_and_no_more_are_tak
     bench.inbox.waiting = endless()
     worker = threading.Thread(target=lambda: pytest.raises(Stopped, bench.loop.run))
     worker.start()
-    eventually(lambda: bench.diary.count("answers") >= 4, 20)  # sent again and again
+    eventually(lambda: bench.diary.count("answers") >= 4)  # sent again and again
     assert len(bench.logged) == 4
     assert next(bench.inbox.waiting)[0].position.entry == 4
     assert bench.inbox.acknowledged == []
@@ -341,7 +341,7 @@ def test_the_next_batch_is_scored_before_the_answers_of_the_last_are_waited_for(
     bench.inbox.waiting = itertools.islice(endless(), 2)
     worker = threading.Thread(target=bench.loop.run)
     worker.start()
-    eventually(lambda: len(bench.inbox.acknowledged) == 4, 20)
+    eventually(lambda: len(bench.inbox.acknowledged) == 4)
     bench.stop.set()
     worker.join()
     first, second = ["log", "answers"], ["answers stored", "acknowledge"]
