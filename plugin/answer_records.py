@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_flywheel.monitors.failures import Tally
 
-from .answer_rows import AnswerRow, CounterRow
+from .answer_rows import AnsweredRow, AnswerRow, CounterRow
 from .database import Database
 from .usage_records import SLOT, slot_of
 
@@ -70,14 +70,12 @@ class AnswerRecords:
             return {row[0]: Tally(*map(int, row[1:])) for row in session.execute(query)}
 
     def answers_of(self, deployment: str, deployed: datetime) -> dict[str, Tally]:
-        """Return what each version did in a deployment since it was made."""
-        query = (
-            select(AnswerRow.version, func.sum(AnswerRow.answered), func.sum(AnswerRow.failed))
-            .where(AnswerRow.deployment == deployment, AnswerRow.deployed == deployed)
-            .group_by(AnswerRow.version)
+        """Return what each version did in a deployment since it was made, without a look at its slots."""
+        query = select(AnsweredRow).where(
+            AnsweredRow.deployment == deployment, AnsweredRow.deployed == deployed
         )
         with self._database.read() as session:
-            return {row[0]: Tally(*map(int, row[1:])) for row in session.execute(query)}
+            return {row.version: Tally(row.answered, row.failed) for row in session.scalars(query)}
 
     def answers_in(self, deployment: str, deployed: datetime, start: datetime, end: datetime) -> Tally:
         """Return what a deployment did, whatever its version, in the slots that begin in [start, end)."""
@@ -96,6 +94,12 @@ class AnswerRecords:
         with self._database.write() as session:
             session.execute(delete(AnswerRow).where(AnswerRow.slot < now - _KEPT))
             session.execute(delete(CounterRow).where(CounterRow.read_at < now - _KEPT))
+            left = select(AnswerRow).where(
+                AnswerRow.deployment == AnsweredRow.deployment,
+                AnswerRow.deployed == AnsweredRow.deployed,
+                AnswerRow.version == AnsweredRow.version,
+            )
+            session.execute(delete(AnsweredRow).where(~left.exists()))
 
 
 def _add(session: Session, counter: Counter, read_at: datetime) -> None:
@@ -120,17 +124,15 @@ def _add(session: Session, counter: Counter, read_at: datetime) -> None:
 
 
 def _count(session: Session, server: Server, slot: datetime, answered: int, failed: int) -> None:
-    row = session.get(AnswerRow, (server.deployment, server.deployed, server.version, slot))
+    key = {"deployment": server.deployment, "deployed": server.deployed, "version": server.version}
+    row = session.get(AnswerRow, key | {"slot": slot})
     if row is None:
-        row = AnswerRow(
-            deployment=server.deployment,
-            deployed=server.deployed,
-            version=server.version,
-            slot=slot,
-            model=server.model,
-            answered=0,
-            failed=0,
-        )
+        row = AnswerRow(**key, slot=slot, model=server.model, answered=0, failed=0)
         session.add(row)
-    row.answered += answered
-    row.failed += failed
+    total = session.get(AnsweredRow, key)
+    if total is None:
+        total = AnsweredRow(**key, answered=0, failed=0)
+        session.add(total)
+    for counted in (row, total):
+        counted.answered += answered
+        counted.failed += failed

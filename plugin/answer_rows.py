@@ -24,6 +24,18 @@ class AnswerRow(Row):
     failed: Mapped[int] = mapped_column(BigInteger)
 
 
+class AnsweredRow(Row):
+    """What one version did in one deployment: the sum of its slots, also of those that are forgotten."""
+
+    __tablename__ = "flywheel_answered"
+
+    deployment: Mapped[str] = mapped_column(primary_key=True)
+    deployed: Mapped[datetime] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    answered: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+
+
 class CounterRow(Row):
     """What a counter said last, so that the next daemon counts on from there."""
 

@@ -86,6 +86,9 @@ def test_what_is_new_is_counted_once_and_a_counter_may_begin_anew(context: Conte
     assert records.answers("late", "2", NOON, NOON + LATER) == {}
     assert records.answers_in("late-web", NOON, NOON, NOON + SLOT) == Tally(10, 1)
     assert records.answers_of("late-web", NOON) == {"1": Tally(19, 3)}
+    records.forget_old_answers(NOON + timedelta(days=400) + SLOT)
+    assert records.answers("late", "1", NOON, NOON + SLOT) == {}
+    assert records.answers_of("late-web", NOON) == {"1": Tally(19, 3)}, "what is counted never shrinks"
     records.forget_old_answers(NOON + timedelta(days=401))
     assert records.answers_of("late-web", NOON) == {}
 
