@@ -8,11 +8,12 @@ from mlflow_flywheel.pipelines.compatibility import check_takes
 from mlflow_flywheel.pipelines.config import ModelRef
 from mlflow_flywheel.pipelines.errors import BadInput, nearest
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.model import describe, load_scorer, prediction_kind
+from mlflow_flywheel.pipelines.model import Scorer, describe, load_scorer, prediction_kind
 from mlflow_flywheel.pipelines.registry import ResolvedModel, download_model, resolve_model
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 
 from .context import Context
+from .home import Home
 from .record_types import DeploymentRecord
 
 
@@ -72,6 +73,12 @@ def fetch_model(context: Context, uri: str) -> FetchedModel:
     Raises NotFound for a URI that leads nowhere, BadInput for a model without a usable signature.
     """
     return _look_at(context, resolve_model(uri, context.tracking_uri))
+
+
+def load_version(home: Home, model: str, version: str) -> Scorer:
+    """Load a version of a registered model. Raises FlywheelError when it is gone or cannot be loaded."""
+    resolved = resolve_model(f"models:/{model}/{version}", home.tracking_uri)
+    return load_scorer(download_model(resolved, home.models, home.tracking_uri))
 
 
 def model_in_force(context: Context, record: DeploymentRecord) -> ModelRef:

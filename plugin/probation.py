@@ -1,8 +1,9 @@
 """A promoted version on probation: what it does on its own rows decides whether it stays.
 
 Four questions, the cheapest first: does it fail more often than the version before it, does it take much longer, does it
-lose more on labelled rows and, while these are too few, does it probably lose more on those without labels? Every promotion is watched, whoever made it: the gate's own, a person's, an alias set by hand. A version to which one
-went back is not.
+lose more on labelled rows and, while these are too few, does it probably lose more on those without labels? Every
+promotion is watched, whoever made it: the gate's own, a person's, an alias set by hand. A version to which one went back
+is not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -35,13 +37,13 @@ from mlflow_flywheel.monitors.probation_estimate import MOST_ROWS, Estimate, com
 from mlflow_flywheel.monitors.reference import load_reference
 from mlflow_flywheel.pipelines.errors import FlywheelError
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
-from mlflow_flywheel.pipelines.model import Scorer, load_scorer
-from mlflow_flywheel.pipelines.registry import download_model, resolve_model
+from mlflow_flywheel.pipelines.model import Scorer
 
 from .champion import CHAMPION, PARENT_TAG
 from .database import utc_now
 from .home import Home
 from .kept_out import kept_out, without
+from .model_files import load_version
 from .record_types import ActionRecord
 from .records import Records
 from .release import GATE_TAG
@@ -86,6 +88,21 @@ class _Case:
     @property
     def ends(self) -> datetime:
         return self.promotion.as_of + self.policy.probation
+
+    @property
+    def before(self) -> str:
+        """The version that was in force before."""
+        return str(self.promotion.evidence["before"])
+
+    @cached_property
+    def old(self) -> Scorer | None:
+        """That version, loaded; None when it is gone, or what was logged is not all that it would have been asked."""
+        try:
+            old = load_version(self.home, self.table.model_name, self.before)
+        except FlywheelError:
+            return None
+        logged = set(self.load().schema.names) - set(kept_out(self.records, self.table.model_name))
+        return old if set(old.schema.names) <= logged else None
 
     def rows(self, version: str, start: datetime, end: datetime, **more: Any) -> pa.Table:
         """Read what a version answered as champion."""
@@ -179,7 +196,7 @@ def _failures(case: _Case, version: str, seen: Seen) -> tuple[list[Failures], Se
     """
     began, model = case.promotion.created, case.table.model_name
     now = case.records.answers(model, version, began, utc_now())
-    before = case.records.answers(model, str(case.promotion.evidence["before"]), began - _BEFORE, began)
+    before = case.records.answers(model, case.before, began - _BEFORE, began)
     asked = sum(tally.asked for tally in now.values())
     judged = case.policy.probation_errors < 1 and can_judge(now) and worth_a_look(asked, 1, seen.rows)
     if judged:
@@ -194,8 +211,7 @@ def _estimated(case: _Case, version: str, seen: Seen) -> tuple[Estimate | None, 
     times = case.rows(version, start, end, columns=["event_time"], order_by=None)["event_time"]
     if not worth_a_look(len(times), case.policy.min_rows, seen.rows):
         return None, seen
-    old = _comparable(case, str(case.promotion.evidence["before"]))
-    if old is None:
+    if case.old is None:
         return None, seen
     seen = Seen(looks=seen.looks + 1, rows=len(times))
     if len(times) > MOST_ROWS:  # the newest are enough
@@ -206,7 +222,7 @@ def _estimated(case: _Case, version: str, seen: Seen) -> tuple[Estimate | None, 
     rows, reference = without(rows, reference, left_out)
     found = compare_estimates(
         rows,
-        old,
+        case.old,
         case.load(),
         reference,
         margin=case.policy.loss_margin,
@@ -235,13 +251,12 @@ def _look(case: _Case, version: str, state: Probation) -> Watch:
 
 
 def _compared(case: _Case, labelled: pa.Table, state: Probation) -> Comparison | None:
-    before = str(case.promotion.evidence["before"])
     tags = case.client.get_model_version(case.table.model_name, str(case.promotion.evidence["after"])).tags
-    judged = GATE_TAG in tags and tags.get(PARENT_TAG) == before
+    judged = GATE_TAG in tags and tags.get(PARENT_TAG) == case.before
     gate = json.loads(tags[GATE_TAG]) if judged else {}
     return compare(
         labelled,
-        _comparable(case, before),
+        case.old,
         case.load(),
         known=gate.get("champion") or {},
         margin=case.policy.loss_margin,
@@ -250,31 +265,18 @@ def _compared(case: _Case, labelled: pa.Table, state: Probation) -> Comparison |
     )
 
 
-def _comparable(case: _Case, version: str) -> Scorer | None:
-    """Load the version before; None when what was logged is not all that it would have been asked."""
-    try:
-        uri = f"models:/{case.table.model_name}/{version}"
-        resolved = resolve_model(uri, case.home.tracking_uri)
-        old = load_scorer(download_model(resolved, case.home.models, case.home.tracking_uri))
-    except FlywheelError:
-        return None
-    logged = set(case.load().schema.names) - set(kept_out(case.records, case.table.model_name))
-    return old if set(old.schema.names) <= logged else None
-
-
 def _slower(case: _Case, version: str) -> str | None:
     """Say how much slower the version is than the one before; None when it is not, or only the machine is."""
     ratio, least = case.policy.probation_latency, case.policy.min_rows
     if ratio <= 0:
         return None
-    began, before = case.promotion.as_of, str(case.promotion.evidence["before"])
+    began = case.promotion.as_of
     if case.as_of <= began:
         return None
     said = slower(*_timed(case, version), least, ratio)
-    old = _comparable(case, before) if said is not None else None
-    if said is None or old is None:
+    if said is None or case.old is None:
         return None
-    again = longer(case.rows(version, began, case.as_of), old, case.load())
+    again = longer(case.rows(version, began, case.as_of), case.old, case.load())
     return f"{said}; {again:.1f} times the processor time for the same rows" if again > ratio else None
 
 
@@ -284,10 +286,10 @@ def _paces(case: _Case, version: str) -> dict[str, tuple[float, float]]:
 
 def _timed(case: _Case, version: str) -> tuple[pa.Table, pa.Table]:
     """Return what the version before answered in as long a time before the promotion, and what this one answered."""
-    began, before = case.promotion.as_of, str(case.promotion.evidence["before"])
+    began = case.promotion.as_of
     timed = {"columns": ["deployment", "execution_duration_us"], "order_by": None}
     return (
-        case.rows(before, began - (case.as_of - began), began, **timed),
+        case.rows(case.before, began - (case.as_of - began), began, **timed),
         case.rows(version, began, case.as_of, **timed),
     )
 

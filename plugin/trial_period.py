@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 
 from mlflow_flywheel.monitors.failures import Tally, compare_failures
 from mlflow_flywheel.monitors.probation import compare
-from mlflow_flywheel.pipelines.model import Scorer, load_scorer
-from mlflow_flywheel.pipelines.registry import download_model, resolve_model
 from mlflow_flywheel.pipelines.training_files import LABEL
 
 from .champion import CHALLENGER
 from .database import utc_now
+from .model_files import load_version
 from .record_types import ActionRecord
 from .records import Records
 from .release import TRIAL_UNTIL
@@ -94,7 +93,7 @@ def _by_labels(turn: Turn, action: ActionRecord, rows: pa.Table, evidence: dict[
     found = compare(
         labelled,
         turn.look.load(),
-        _loaded(turn, version),
+        load_version(turn.home, turn.model, version),
         known={},
         margin=policy.loss_margin,
         confidence=policy.confidence,
@@ -123,8 +122,3 @@ def _total(tallies: Mapping[str, Tally]) -> Tally:
         sum(tally.failed for tally in tallies.values()),
         max((tally.failing_slots for tally in tallies.values()), default=0),
     )
-
-
-def _loaded(turn: Turn, version: str) -> Scorer:
-    resolved = resolve_model(f"models:/{turn.model}/{version}", turn.home.tracking_uri)
-    return load_scorer(download_model(resolved, turn.home.models, turn.home.tracking_uri))

@@ -106,7 +106,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     monkeypatch.setattr(probation, "load_reference", reference)
     monkeypatch.setattr(probation, "utc_now", lambda: utc_now() + timedelta(hours=1))
-    monkeypatch.setattr(probation, "_comparable", lambda case, version: made.old)
+    monkeypatch.setattr(probation, "load_version", lambda home, model, version: made.old)
     yield made
     records.close()
 

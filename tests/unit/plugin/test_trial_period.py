@@ -48,12 +48,12 @@ def ended(
     said = answered(challenger or classifier(2.0), 1000 if challenger is not None else 0)
     known = [*said["label"].to_pylist()[:labels], *[None] * (len(said) - labels)]
     said = said.set_column(said.column_names.index("label"), "label", pa.array(known, pa.float64()))
-    monkeypatch.setattr(trial_period, "_loaded", lambda turn, version: challenger)
+    monkeypatch.setattr(trial_period, "load_version", lambda home, model, version: challenger)
     monkeypatch.setattr(trial_period, "utc_now", lambda: utc_now() + timedelta(hours=1))
     look = SimpleNamespace(version=in_force, policy=PolicySpec.parse({}), load=lambda: classifier(2.0))
     table = SimpleNamespace(read=lambda **_: said)
     turn: Any = SimpleNamespace(
-        records=records, model="m", as_of=START + timedelta(days=days), look=look, table=table
+        home=None, records=records, model="m", as_of=START + timedelta(days=days), look=look, table=table
     )
     return trial_end(turn)
 
