@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,23 +110,7 @@ def _roll_back(occasion: Occasion, watched: Watch) -> dict[str, Any]:
     """Go back to the version before: at any hour, since it undoes what the loop allowed."""
     reason = f"version {occasion.turn.look.version} on probation: {watched.reason}"
     evidence = {**(watched.evidence or {}), **_seen(occasion), "requested_by": BY_POLICY}
-    action = move(
-        occasion.turn.records,
-        Registry(occasion.turn.client),
-        "rollback",
-        occasion.turn.model,
-        watched.before,
-        reason,
-        evidence,
-        occasion.turn.as_of,
-    )
-    return {
-        "action": "rollback",
-        "reason": reason,
-        "action_id": action.id,
-        "retrain_task": None,
-        "champion": watched.before,
-    }
+    return _moved(occasion, "rollback", watched.before, reason, evidence)
 
 
 def _trial_end(occasion: Occasion) -> TrialEnd | None:
@@ -150,22 +134,27 @@ def _trial_end(occasion: Occasion) -> TrialEnd | None:
 def _take_over(occasion: Occasion, tried: TrialEnd) -> dict[str, Any]:
     """Make a challenger that was tried the champion."""
     evidence = {"trial": dict(tried.evidence), **_seen(occasion), "requested_by": BY_POLICY}
+    return _moved(occasion, "promote", tried.version, tried.reason, evidence)
+
+
+def _moved(
+    occasion: Occasion,
+    kind: Literal["promote", "rollback"],
+    version: str,
+    reason: str,
+    evidence: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make a version the champion and say so."""
+    turn = occasion.turn
     action = move(
-        occasion.turn.records,
-        Registry(occasion.turn.client),
-        "promote",
-        occasion.turn.model,
-        tried.version,
-        tried.reason,
-        evidence,
-        occasion.turn.as_of,
+        turn.records, Registry(turn.client), kind, turn.model, version, reason, evidence, turn.as_of
     )
     return {
-        "action": "promote",
-        "reason": tried.reason,
+        "action": kind,
+        "reason": reason,
         "action_id": action.id,
         "retrain_task": None,
-        "champion": tried.version,
+        "champion": version,
     }
 
 
