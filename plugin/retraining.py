@@ -48,7 +48,7 @@ from .project_run import end_project
 from .records import Records
 from .registration import add_version, log_reference
 from .release import AS_OF_TAG, GATE_TAG, release
-from .training import Challenger, train, versions, whose_code
+from .training import Challenger, log_lineage, train, versions, whose_code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -177,9 +177,7 @@ def _training_set(attempt: Challenge, champion: Scorer, tags: Mapping[str, str])
     made = build_training_set(spec, attempt.home.tables, champion.schema, attempt.folder / "set", base)
     lineage = made.lineage.model_copy(update={"environment": versions()})
     lineage.save(made.folder / LINEAGE_FILE)
-    attempt.client.log_artifact(
-        attempt.run_id, str(made.folder / LINEAGE_FILE), LINEAGE_ARTIFACT.rpartition("/")[0]
-    )
+    log_lineage(attempt, lineage)
     return TrainingSet(made.folder)
 
 

@@ -103,7 +103,7 @@ def train(
         )
     if lineage.windows:
         chosen = {"chosen_window": run.data.params[CHOSEN_WINDOW]}
-        _log_lineage(attempt, lineage.model_copy(update=chosen))
+        log_lineage(attempt, lineage.model_copy(update=chosen))
     return _scored(attempt, training_set, str(run.outputs.model_outputs[-1].model_id))
 
 
@@ -130,7 +130,7 @@ class _Training:
         given = dict(zip(GIVEN, values, strict=True))
         found = find_code(self._project, given, self._attempt.folder / "code")
         self._lineage = self._lineage.model_copy(update={"project": found.spec})
-        _log_lineage(self._attempt, self._lineage)
+        log_lineage(self._attempt, self._lineage)
         # what the code itself may log under the same names; another value would be refused
         self._note(found.spec.parameters if found.spec.is_function else found.launch.parameters)
         self._tag(found.spec)
@@ -168,7 +168,7 @@ def _given(attempt: Challenge, training_set: TrainingSet) -> Path:
     return folder
 
 
-def _log_lineage(attempt: Challenge, lineage: Lineage) -> None:
+def log_lineage(attempt: Challenge, lineage: Lineage) -> None:
     """Keep the lineage with the run; a fuller one takes the place of what is there."""
     path = attempt.folder / LINEAGE_FILE
     lineage.save(path)
