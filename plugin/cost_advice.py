@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .cost import BatchRunUsage, CostReport, DeploymentCost
-from .prices import Prices
+from .prices import Prices, money
 from .usage_records import Usage
 
 _DAY = 86_400.0
@@ -61,6 +61,11 @@ class Offer:
     def to_json(self) -> dict[str, Any]:
         """Return it JSON-ready."""
         return dict(vars(self))
+
+    def shown(self) -> tuple[str, str, str, str, str]:
+        """Return it as people read it: the mode, its cost a day and per 1,000, the sum, where its numbers are from."""
+        per_1k = money(self.cost_per_1k or 0.0)
+        return self.mode, money(self.cost_per_day), per_1k, self.arithmetic, self.basis
 
 
 def offers(rates: Sequence[Rates], demand: Demand, prices: Prices) -> list[Offer]:

@@ -76,16 +76,7 @@ def _print_advice(model: str, advice: Advice) -> None:
         click.echo(f"{model}: no predictions were measured, so nothing can be said of other modes")
         return
     title = f"{model}: {demand.rows_per_day:,.0f} rows a day, answers at most {format_duration(demand.max_age)} old"
-    rows = [
-        (
-            offer.mode,
-            money(offer.cost_per_day),
-            money(offer.cost_per_1k or 0.0),
-            offer.arithmetic,
-            offer.basis,
-        )
-        for offer in advice.offers
-    ]
+    rows = [offer.shown() for offer in advice.offers]
     print_table(title, ["mode", "a day", "per 1,000", "how", "from"], rows)
     for mode in advice.unknown:
         click.echo(f"{mode}: not known; a deployment of that mode would measure it")

@@ -98,12 +98,10 @@ def advice_rows(advice: Advice) -> list[tuple[str, str, str, str, str]]:
     """Return each mode with its cost a day and per 1,000, the sum, and where its numbers are from."""
     if not advice.demand.rows_per_day:
         return []
-    known = [
-        (o.mode, money(o.cost_per_day), money(o.cost_per_1k or 0.0), o.arithmetic, o.basis)
-        for o in advice.offers
-    ]
     unknown = "a deployment of this mode would measure it"
-    return known + [(mode, "not known", "", "", unknown) for mode in advice.unknown]
+    return [offer.shown() for offer in advice.offers] + [
+        (mode, "not known", "", "", unknown) for mode in advice.unknown
+    ]
 
 
 def shared_words(shared: Sequence[SharedCost]) -> str:
