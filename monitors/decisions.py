@@ -163,7 +163,8 @@ def decide(
     quiet = next((str(span) for span in spec.quiet_hours if span.hold(as_of, spec.timezone)), "")
     episodes = _followed(state, verdicts, version, as_of)
     attempts = tuple(a for a in state.attempts if as_of - a < max(spec.budget_period, spec.cooldown))
-    wanted, spent = _reasons(spec, state, verdicts, episodes, new_labels, as_of, version)
+    change = _lasting(state.change, spec, version, as_of)
+    wanted, spent = _reasons(spec, state, verdicts, episodes, change, new_labels, as_of, version)
     obstacle = _obstacle(spec, attempts, new_labels, as_of, quiet, paused)
     evidence = {
         "requested_by": BY_POLICY,
@@ -185,7 +186,7 @@ def decide(
         attempts=attempts,
         trained_at=state.trained_at,
         probation=state.probation,
-        change=_lasting(state.change, spec, version, as_of),
+        change=change,
     )
     found: list[Decision] = []
     if wanted and obstacle is None:
@@ -301,12 +302,13 @@ def _reasons(
     state: PolicyState,
     verdicts: Sequence[Verdict],
     episodes: Mapping[str, Episode],
+    change: Change | None,
     new_labels: int,
     as_of: datetime,
     version: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the conditions that are met, in words, and those that would be but have had all their attempts."""
-    reasons, spent, change = {}, {}, _lasting(state.change, spec, version, as_of)
+    reasons, spent = {}, {}
     for verdict in verdicts:
         name = verdict.monitor
         if name not in spec.retrain_on or verdict.status != "alarm":
