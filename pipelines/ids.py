@@ -70,4 +70,5 @@ def stream_position(prediction_id: str) -> tuple[str, int, int, int] | None:
 
 def batch_prediction_ids(job_id: str, file_digest: str, rows: pa.Array) -> pa.StringArray:
     """Return `job:file:row` for each row number (counted from 0 in its file)."""
-    return pc.binary_join_element_wise(f"{job_id}:{file_digest}", rows.cast(pa.string()), _TOPIC_SEPARATOR)
+    prefix = f"{job_id}:{file_digest}:"
+    return pc.utf8_replace_slice(rows.cast(pa.string()), 0, 0, prefix)  # two thirds of the time of a join

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,20 @@ class Predictions:
     """What a model said about n rows.
 
     `values` is double or string, `proba` a list<double> per row in the order of `Scorer.classes` (None when the model
-    has none), `native` what the model itself returned, as Python values for JSON.
+    has none), `answer` what the model itself returned, an entry or a row of it for each.
     """
 
     values: pa.Array
     proba: pa.Array | None
-    native: list[Any]
+    answer: list[Any] | np.ndarray[Any, Any] = field(compare=False)
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @cached_property
+    def native(self) -> list[Any]:
+        """Return what the model itself returned, as Python values for JSON: batch, which has many rows, never asks."""
+        return self.answer if isinstance(self.answer, list) else self.answer.tolist()
 
     def take(self, rows: Sequence[int]) -> Predictions:
         """Return the rows at these positions."""
@@ -96,12 +102,12 @@ class Scorer:
                 answer, proba = self._call(self.schema.to_frame(features), params)
         except Exception as error:
             raise ModelError(f"{describe(self.ref)} raised {type(error).__name__}: {error}") from error
-        values, native = _one_column(answer, self.ref)
+        values, shown = _one_column(answer, self.ref)
         if len(values) != features.num_rows:
             raise ModelError(f"{describe(self.ref)} answered {len(values)} rows for {features.num_rows}")
         if proba is None and values.ndim == 2:
             proba, values = values, values.argmax(axis=1)
-        return Predictions(_to_arrow(values, self._kind), _proba_to_arrow(proba), native)
+        return Predictions(_to_arrow(values, self._kind), _proba_to_arrow(proba), shown)
 
 
 def load_scorer(ref: ModelRef) -> Scorer:
@@ -243,7 +249,7 @@ def _predict_is_argmax(estimator: Any) -> bool:
     return type(final).__module__.startswith(families) and "Voting" not in type(final).__name__
 
 
-def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any]]:
+def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any] | np.ndarray[Any, Any]]:
     """Reduce what a model returned to one value per row, and to what JSON shows of it."""
     if isinstance(answer, np.ndarray):
         values = answer
@@ -253,14 +259,11 @@ def _one_column(answer: Any, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[
         if isinstance(answer, pd.DataFrame):
             return _one_column_of_frame(answer, ref)
         values = answer.to_numpy() if isinstance(answer, pd.Series) else np.asarray(answer)
-    native = values.tolist()
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
     if values.ndim not in (1, 2):
         raise ModelError(
             f"{describe(ref)} answers an array of shape {values.shape}; one value per row can be served"
         )
-    return values, native
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values, values
 
 
 def _one_column_of_frame(answer: pd.DataFrame, ref: ModelRef) -> tuple[np.ndarray[Any, Any], list[Any]]:

@@ -167,9 +167,9 @@ def _text(day: date) -> str:
 
 
 def _widened(before: tuple[Any, Any, int] | None, column: pa.ChunkedArray) -> tuple[Any, Any, int]:
-    if pa.types.is_dictionary(column.type):
-        column = pc.unique(column).cast(column.type.value_type)
+    nulls = column.null_count + (before[2] if before is not None else 0)
+    if pa.types.is_dictionary(column.type):  # its entries are few, and the bounds may be wider than the rows
+        column = pa.chunked_array([chunk.dictionary for chunk in column.chunks], column.type.value_type)
     found = pc.min_max(column).as_py()
     known = [value for value in (found["min"], found["max"], *(before or ())[:2]) if value is not None]
-    nulls = column.null_count + (before[2] if before is not None else 0)
     return (min(known), max(known), nulls) if known else (None, None, nulls)

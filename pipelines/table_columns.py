@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .schema import TIMESTAMP, FeatureSchema
 from .scoring import FEATURE_PREFIX
@@ -62,7 +61,8 @@ def _conform(rows: pa.Table, schema: pa.Schema, time_column: str, date_column: s
     rows = rows.set_column(
         rows.column_names.index(date_column) if date_column in rows.column_names else rows.num_columns,
         date_column,
-        pc.cast(rows.column(time_column), pa.date32()),
+        # without their zone, which is UTC: Arrow would look it up for each of the times
+        rows.column(time_column).cast(pa.timestamp("us")).cast(pa.date32()),
     )
     arrays = {
         column.name: _cast(rows.column(column.name), column.type)

@@ -28,6 +28,9 @@ class DeltaSink:
             self._schema = self._log.ensure(pa.schema([_storable(column) for column in answers.schema]))
         self._pieces.write(_as_in(answers, self._schema))
 
+    def flush(self) -> None:
+        return None
+
     def end_piece(self) -> None:
         self._pieces.end_piece()
 

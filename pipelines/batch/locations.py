@@ -91,6 +91,11 @@ class Location:
         self.files.create_dir(posixpath.dirname(self.path) or ".", recursive=True)
         return self.files.open_output_stream(self.path, compression=None)
 
+    def flush(self) -> None:
+        """On this machine, wait until what was written is on the disk: `become` need not wait for all of it then."""
+        if self.is_local:
+            sync(self.path)
+
     def become(self, target: Location) -> None:
         """Take another name at once, and, on this machine, for good even when the power fails."""
         if self.is_local:

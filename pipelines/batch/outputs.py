@@ -34,6 +34,9 @@ class Sink(Protocol):
 
     def write(self, answers: pa.Table) -> None: ...
 
+    def flush(self) -> None:
+        """Bring what was written so far to the disk, as far as that can be done before it is visible."""
+
     def end_piece(self) -> None:
         """Make a piece visible, where that is possible before the file is complete."""
 
@@ -114,6 +117,13 @@ class _ParquetSink:
             self._writer.write_table(answers)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            try:
+                self._partial.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def end_piece(self) -> None:
         return None

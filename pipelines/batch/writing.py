@@ -53,6 +53,7 @@ class PieceByPiece:
 
     def _end_piece(self) -> None:
         committed = self._logging.do(self._logged.end_piece)
+        self._writing.do(self._sink.flush)
         self._writing.do(_after, committed, self._sink.end_piece)
         self._pieces += 1
 

@@ -56,6 +56,7 @@ def test_a_model_opened_without_mlflow_is_the_same(
     assert type(ours.raw_model) is type(mlflows.raw_model)
     assert ours.input_example is not None and ours.input_example.equals(mlflows.input_example)
     assert ours.predict(rows) == mlflows.predict(rows)
+    assert ours.predict(rows).native == mlflows.predict(rows).native
     assert ours.predict(rows, {"more": 1}).native == mlflows.predict(rows, {"more": 1}).native
 
 

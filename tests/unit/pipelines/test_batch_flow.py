@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import pyarrow as pa
 import pytest
 
+from mlflow_flywheel.pipelines.batch.answering import Answered
 from mlflow_flywheel.pipelines.batch.flow import Ahead, Stage, mapped
+from mlflow_flywheel.pipelines.batch.writing import NoPieces, PieceByPiece
 
 
 class Counted:
@@ -115,3 +118,37 @@ def test_a_closed_stage_drops_what_has_not_begun() -> None:
     closing.join(30)
     assert not closing.is_alive()
     assert done == []
+
+
+class Recording:
+    """A sink, or a log, that only says what it was told."""
+
+    settled = -1
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def write(self, rows: pa.Table) -> None:
+        self._told.append("write")
+
+    def flush(self) -> None:
+        self._told.append("flush")
+
+    def end_piece(self) -> None:
+        self._told.append("end")
+
+    def finish(self) -> str:
+        return "here"
+
+    def close(self) -> None:
+        return None
+
+
+def test_each_piece_is_on_the_disk_before_it_is_visible() -> None:
+    told: list[str] = []
+    writer = PieceByPiece(NoPieces(), Recording(told), chunks_per_piece=2)
+    for _ in range(3):
+        writer.write(Answered(1, pa.table({"a": [1]}), None, ()))
+    assert writer.settle() == 2
+    writer.close()
+    assert told == ["write", "write", "flush", "end", "write", "flush", "end"]
