@@ -27,7 +27,7 @@ from .flow import cores
 from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
-_BLOCK_BYTES = 1024 * 1024
+_BLOCK_BYTES = 2 * 1024 * 1024
 _ROOM_FOR_LINE = 64 * 1024
 _LONGEST_LINE = 64 * 1024 * 1024
 _STREAMED_BYTES = 8 * 1024 * 1024
