@@ -15,6 +15,7 @@ from mlflow_flywheel.pipelines.schema import FeatureSchema
 
 from .inputs import InputFile, find_inputs
 from .selection import may_hold, selection_of
+from .sql_narrowing import Narrowing, RowsAbove, RowsWithin
 from .state import DoneFile, JobState, SeenInputs, locked
 from .watermark import Watermarks, from_json, largest, to_json
 
@@ -88,16 +89,23 @@ class Intake:
         return None if self._marks is None else self._marks.mark
 
     def _query_result(self, schema: FeatureSchema) -> tuple[Sequence[InputFile], Any]:
-        from .sql_input import RowsAbove, save_query
+        from .sql_input import save_query
 
         config = self._config
         assert config.query is not None
-        above = None
-        if self._marks is not None:
-            above = RowsAbove(str(config.watermark), from_json(self._marks.mark))
-        last = save_query(config.input, config.query, schema, self._query_file, above)
-        if above is not None and last is None:
+        narrowing = self._narrowing()
+        last = save_query(config.input, config.query, schema, self._query_file, narrowing)
+        if self._marks is not None and last is None:
             self._query_file.unlink()
             return [], None
         (file,) = find_inputs(str(self._query_file))
-        return [replace(file, relative=_QUERY_NAME)], None if above is None else to_json(last, above.column)
+        mark = None if self._marks is None else to_json(last, str(config.watermark))
+        return [replace(file, relative=_QUERY_NAME)], mark
+
+    def _narrowing(self) -> Narrowing | None:
+        config = self._config
+        if self._marks is not None:
+            return RowsAbove(str(config.watermark), from_json(self._marks.mark))
+        if config.timestamp_column is None or (config.start is None and config.end is None):
+            return None
+        return RowsWithin(config.timestamp_column, config.start, config.end)

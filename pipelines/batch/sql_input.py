@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,24 @@ from mlflow_flywheel.pipelines.errors import BadInput, MissingExtra, Unavailable
 from mlflow_flywheel.pipelines.parquet_parts import open_parquet
 from mlflow_flywheel.pipelines.schema import TIMESTAMP, FeatureSchema
 
+from .sql_narrowing import Narrowing
+
 _ROWS_PER_FETCH = 20_000
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"psycopg": "postgresql", "psycopg2": "postgresql"}
 
 
-@dataclass(frozen=True)
-class RowsAbove:
-    """The rows of a query's result whose column is above a mark, lowest first; None takes all that have a value."""
-
-    column: str
-    mark: Any = None
-
-
 def save_query(
-    url: str, query: str, schema: FeatureSchema, target: Path, above: RowsAbove | None = None
+    url: str, query: str, schema: FeatureSchema, target: Path, narrowing: Narrowing | None = None
 ) -> Any:
     """Write the result of a query to a Parquet file, complete or not at all; return its last mark, if it has rows.
 
+    A narrowing that comes in order has a mark: the last value of its column.
     `url` is SQLAlchemy's; ${NAME} in it stands for an environment variable, whose value no message shows. Features
     have the types of `schema`, other columns those of their first rows. Raises BadInput for a query or a value that
     does not fit, and Unavailable when the database does not answer.
     """
-    asked = _Asked(query, above)
+    asked = _Asked(query, narrowing)
     partial = target.with_suffix(".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     written = None
@@ -68,33 +62,53 @@ def save_query(
 class _Asked:
     """A query as the database is asked it, and the last mark that came: it is the largest in the database's order."""
 
-    def __init__(self, query: str, above: RowsAbove | None) -> None:
+    def __init__(self, query: str, narrowing: Narrowing | None) -> None:
         self._query = query
-        self._above = above
+        self._narrowing = narrowing
         self.last_mark: Any = None
 
     def result(self, connection: Any) -> Any:
         from sqlalchemy import text
 
-        if self._above is None:
-            return connection.execute(text(self._query))
-        column = connection.dialect.identifier_preparer.quote(self._above.column)
-        some = f"{column} IS NOT NULL" if self._above.mark is None else f"{column} > :flywheel_watermark"
+        whole, some = self._query, self._narrowing
+        if some is None:
+            return connection.execute(text(whole))
+        column = connection.dialect.identifier_preparer.quote(some.column)
         # the line break ends a comment that the query may end with
-        whole = f"SELECT * FROM ({self._query.rstrip().rstrip(';')}\n) AS flywheel_rows WHERE {some} ORDER BY {column}"
-        mark = {} if self._above.mark is None else {"flywheel_watermark": self._above.mark}
-        return connection.execute(text(whole), mark)
+        rows = f"({whole.rstrip().rstrip(';')}\n) AS flywheel_rows"
+        condition = some.condition(column, self._value(connection, rows) if some.by_kind else None)
+        if condition is None:
+            return connection.execute(text(whole))
+        order = f" ORDER BY {column}" if some.in_order else ""
+        return connection.execute(text(f"SELECT * FROM {rows} WHERE {condition[0]}{order}"), condition[1])
+
+    def _value(self, connection: Any, rows: str) -> Any:
+        """Return a value of the narrowing's column; None where there is none, or where only the query itself can tell."""
+        from sqlalchemy import column, select, text
+        from sqlalchemy.exc import DBAPIError
+
+        assert self._narrowing is not None
+        named: Any = column(self._narrowing.column)
+        try:
+            with connection.execute(
+                select(named).select_from(text(rows)).where(named.is_not(None)).limit(1)
+            ) as found:
+                return found.scalar()
+        except DBAPIError:
+            connection.rollback()
+            return None
 
     def note(self, columns: Sequence[str], rows: Sequence[Any]) -> None:
-        if self._above is None:
+        if self._narrowing is None:
             return
-        column = self._above.column
+        column = self._narrowing.column
         if column not in columns:
             raise BadInput(
-                f"the query's result has no column {column!r}, the watermark{nearest(column, columns)}; it has: "
-                f"{', '.join(columns)}"
+                f"the query's result has no column {column!r}, the {self._narrowing.role}{nearest(column, columns)}; it "
+                f"has: {', '.join(columns)}"
             )
-        self.last_mark = rows[-1][columns.index(column)]
+        if self._narrowing.in_order:
+            self.last_mark = rows[-1][columns.index(column)]
 
 
 def check_sql_url(url: str) -> None:

@@ -19,7 +19,7 @@ from support.batches import REF, batch_config, logged, sum_rows, sum_scorer
 
 from mlflow_flywheel.pipelines.batch import BatchProgress, BatchResult, run_batch
 from mlflow_flywheel.pipelines.config import BatchConfig
-from mlflow_flywheel.pipelines.errors import BadInput
+from mlflow_flywheel.pipelines.errors import BadInput, Unavailable
 from mlflow_flywheel.pipelines.inference_table import InferenceTable
 
 FIRST = datetime(2013, 1, 1, 0, 26, 40, tzinfo=timezone.utc)  # of `sum_rows`, which are a minute apart
@@ -183,6 +183,37 @@ def test_a_query_that_goes_on_neither_loses_nor_repeats_rows_that_came_meanwhile
     )
     out = DeltaTable(str(folder / "answers")).to_pyarrow_table()
     assert sorted(out["key"].to_pylist()) == [f"k{i:04}" for i in range(100)]
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+# fails on rows beyond 39 to 59, if the database looks at them
+SPAN_ONLY = (
+    "SELECT *, json(CASE WHEN n BETWEEN 39 AND 59 THEN '1' ELSE 'odd' END) AS looked FROM flights -- all"
+)
+
+
+def test_a_back_fill_asks_a_database_for_the_rows_of_its_span_alone(folder: Path, database: str) -> None:
+    depart(folder, *range(100))
+
+    def fill(job: int, query: str, column: str, **span: datetime) -> list[str]:
+        config = batch_config(
+            folder, job_id=f"fill-{job}", input=database, query=query, timestamp_column=column, **span
+        )
+        run_batch(config.model_copy(update={"output": str(folder / f"out-{job}")}), sum_scorer())
+        return keys_of(folder / f"out-{job}")
+
+    start, end = (EPOCH + timedelta(milliseconds=n) for n in (39.5, 60))
+    span = [f"k{i:04}" for i in range(40, 60)]
+    assert fill(1, SPAN_ONLY, "n", start=start, end=end) == span
+    with pytest.raises(Unavailable, match="malformed JSON"):
+        fill(2, SPAN_ONLY, "n", end=end)
+    # text is in no order of times: all of it is asked for, and the span chosen here
+    day = datetime(2013, 1, 2, tzinfo=timezone.utc)
+    assert fill(3, "SELECT * FROM flights", "at", start=day, end=day + timedelta(hours=5)) == [
+        f"k{i:04}" for i in range(24, 29)
+    ]
+    with pytest.raises(BadInput, match="no column 'att', the timestamp_column .did you mean 'at'"):
+        fill(4, "SELECT * FROM flights", "att", start=day)
 
 
 def test_a_back_fill_scores_the_rows_of_its_span_and_changes_nothing_of_what_is_new(folder: Path) -> None:
