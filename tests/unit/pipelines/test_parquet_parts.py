@@ -1,4 +1,4 @@
-"""What is compressed, and what has a dictionary, depends on the values; what is read again does not."""
+"""What is compressed, and has a dictionary or bounds, depends on the values; what is read again does not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def test_only_what_gets_smaller_is_compressed(tmp_path: Path) -> None:
     rows = pa.table(
         {
             "feature.noise": noise,
+            "falling": np.sort(noise)[::-1],
             "sparse": pa.array(noise, mask=np.arange(n) % 2 == 0),
             "cents": np.arange(n) / 4,
             "few": np.arange(n) % 3 / 7,
@@ -32,8 +33,10 @@ def test_only_what_gets_smaller_is_compressed(tmp_path: Path) -> None:
         group = file.metadata.row_group(0)
         columns = [group.column(i) for i in range(group.num_columns)]
         plain = {column.path_in_schema for column in columns if column.compression == "UNCOMPRESSED"}
-        assert plain == {"feature.noise", "sparse"}
+        assert plain == {"feature.noise", "falling", "sparse"}
         assert {column.compression for column in columns} == {"UNCOMPRESSED", "SNAPPY"}
+        unbounded = {column.path_in_schema for column in columns if column.statistics is None}
+        assert unbounded == {"feature.noise", "sparse"}, "no reader can pass over numbers in no order"
         assert file.read().equals(rows)
     empty = rows.slice(0, 0)
     with open_parquet(tmp_path / "b.parquet", empty) as writer:
