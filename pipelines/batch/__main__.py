@@ -15,8 +15,6 @@ from mlflow_flywheel.pipelines.errors import FlywheelError
 from .job import run_batch
 from .outcome import BatchProgress
 
-_SECONDS_BETWEEN_THREADS = 0.0005
-"""While the model's libraries are imported, readers wait for the interpreter so long, not ten times: they read meanwhile."""
 _OBJECTS_BETWEEN_LOOKS = 100_000
 """Libraries are many objects that stay: after every 700, as by default, the garbage collector looks for nothing."""
 
@@ -31,7 +29,6 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     gc.set_threshold(_OBJECTS_BETWEEN_LOOKS)
-    sys.setswitchinterval(_SECONDS_BETWEEN_THREADS)
     try:
         result = run_batch(
             load_config(BatchConfig, arguments.config), progress=_Line() if sys.stderr.isatty() else None

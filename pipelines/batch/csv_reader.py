@@ -23,7 +23,7 @@ import pyarrow.csv as pacsv
 
 from mlflow_flywheel.pipelines.errors import BadInput
 
-from .flow import cores
+from .flow import cores, stand_back
 from .locations import Location
 from .wanted import Drop, Retype, Wanted, misfit, unreadable
 
@@ -63,7 +63,7 @@ def read_csv(
         table = parser.parse(first)
         parser.keep_types(table.schema)
         yield table
-        with ThreadPoolExecutor(cores(), "batch-csv") as pool:
+        with ThreadPoolExecutor(cores(), "batch-csv", stand_back) as pool:
             yield from _side_by_side(parser, blocks, pool)
 
 
@@ -260,13 +260,16 @@ class _Lines:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        begun = stream.read(_BLOCK_BYTES)
+        self._step = (
+            _BLOCK_BYTES // 8
+        )  # a header is short, and what stands before damage is not to wait for much
+        begun = stream.read(self._step)
         self.read = len(begun)
         self.rest = begun.removeprefix(b"\xef\xbb\xbf")
 
     def __iter__(self) -> Iterator[str]:
         while self.rest:
-            while b"\n" not in self.rest and (more := self._stream.read(_BLOCK_BYTES)):
+            while b"\n" not in self.rest and (more := self._stream.read(self._step)):
                 self.read += len(more)
                 self.rest += more
             line, newline, self.rest = self.rest.partition(b"\n")
