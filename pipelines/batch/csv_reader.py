@@ -260,9 +260,8 @@ class _Lines:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._step = (
-            _BLOCK_BYTES // 8
-        )  # a header is short, and what stands before damage is not to wait for much
+        # a header is short, and of a damaged file its first rows can be read only before the damage
+        self._step = _BLOCK_BYTES // 8
         begun = stream.read(self._step)
         self.read = len(begun)
         self.rest = begun.removeprefix(b"\xef\xbb\xbf")

@@ -55,7 +55,7 @@ class RowsAbove:
 
 @dataclass(frozen=True)
 class RowsWithin:
-    """At least the rows whose time is in [start, end), where one of them may be None, for no bound: whoever reads them looks once more.
+    """At least the rows whose time is in [start, end), of which one may be None; whoever reads them looks once more.
 
     Databases compare times, dates and numbers (milliseconds since 1970) as we do, but not text that holds times.
     """
