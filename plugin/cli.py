@@ -30,6 +30,7 @@ _COMMANDS = {
     "dlq": "commands.streams:dlq",
     "adjust": "commands.adjust:adjust",
     "cost": "commands.cost:cost",
+    "doctor": "commands.doctor:doctor",
     "alerts": "commands.alerts:alerts",
     "webhook": "commands.webhooks:webhook",
     "demo": "demo.command:demo",

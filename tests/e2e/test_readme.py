@@ -205,6 +205,11 @@ def test_the_readmes_commands_do_what_they_say(shell: Shell, tmp_path: Path) -> 
     shell.run("flywheel", "up")
     assert re.search(r"late-web +web", shell.run("flywheel", "status"))
     assert shell.run("flywheel", "logs")
+    examined = json.loads(shell.run("flywheel", "doctor", more=("--json",)))["findings"]
+    assert "fail" not in {finding["level"] for finding in examined}, examined
+    assert {"MLflow", "page", "processes", "late-web", "late-batch", "late-stream"} <= {
+        finding["check"] for finding in examined
+    }
     seen = json.loads(shell.run("flywheel", "monitor", more=("--json",)))
     assert {v["monitor"] for v in seen["verdicts"]} >= {
         "drift",

@@ -36,6 +36,7 @@ COMMANDS = [
     "dlq",
     "adjust",
     "cost",
+    "doctor",
     "alerts",
     "webhook",
     "demo",
