@@ -16,6 +16,8 @@ from support.models import ZooModel, log_model
 
 from mlflow_flywheel.pipelines.errors import Unavailable
 from mlflow_flywheel.pipelines.stream.apache_files import find_jars, find_java
+from mlflow_flywheel.plugin.home import Home
+from mlflow_flywheel.plugin.runners.supervisor import SupervisorRunner
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -58,6 +60,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URI of an empty MLflow store (SQLite) of this test session."""
     return empty_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+
+
+@pytest.fixture
+def unbound_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """Return a new home that nothing tells of an MLflow; what was started in it ends."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Home(tmp_path / "home")
+    yield home
+    SupervisorRunner(home).down()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,8 @@ from mlflow_flywheel.plugin.runners.supervisor_rpc import SupervisorRpc
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    home = Home(tmp_path / "home")
-    yield home
-    SupervisorRunner(home).down()
+def home(unbound_home: Home) -> Home:
+    return unbound_home
 
 
 def run(home: Home, *arguments: str) -> Result:
