@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ def open_parquet(where: Any, rows: pa.Table, files: fs.FileSystem | None = None)
     paths = _paths(rows.schema)
     codecs: dict[str, str] = dict.fromkeys(paths, _CODEC)
     codecs.update(dict.fromkeys(dense, "none"))
-    unordered = {name for name in dense if not _is_ordered(rows[name].slice(0, _LOOKED_AT))}
+    unordered = {name for name, values in dense.items() if not _is_ordered(values)}
     return pq.ParquetWriter(
         where,
         rows.schema,
@@ -52,20 +53,19 @@ def _paths(schema: pa.Schema) -> list[str]:
     return [columns.column(i).path for i in range(len(columns))]
 
 
-def _dense(rows: pa.Table, repeating: Sequence[str]) -> list[str]:
-    """Return the columns of numbers that compression does not make smaller, as far as the first rows tell."""
+def _dense(rows: pa.Table, repeating: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the columns of numbers that compression does not make smaller, with the first values, which tell so."""
     codec = pa.Codec(_CODEC)
-    dense = []
+    dense = {}
     for column in rows.schema:
         if pa.types.is_floating(column.type) and column.name not in repeating:
             values = rows[column.name].slice(0, _LOOKED_AT).drop_null().to_numpy()
             if len(codec.compress(values, asbytes=True)) > _DENSE * values.nbytes:
-                dense.append(column.name)
+                dense[column.name] = values
     return dense
 
 
-def _is_ordered(column: pa.ChunkedArray) -> bool:
-    values = column.drop_null().to_numpy()
+def _is_ordered(values: np.ndarray[Any, Any]) -> bool:
     return bool((values[1:] >= values[:-1]).all() or (values[1:] <= values[:-1]).all())
 
 

@@ -61,11 +61,6 @@ def _disk(context: Context) -> Iterator[Finding]:
         None if level == "ok" else "free some, or move the home: predictions cannot be logged on a full disk"
     )
     yield Finding("disk", level, f"{free / 1e9:,.1f} GB free under {context.home.path}", remedy)
-    daemon = read_status(context.home.path) or {}
-    used = daemon.get("broker_bytes")
-    said = None if used is None else broker_disk.warning(used, context.home.broker)
-    if said is not None:
-        yield Finding("disk", "warn", said)
 
 
 def _mlflow(context: Context) -> Iterator[Finding]:
@@ -157,7 +152,12 @@ def _processes(context: Context) -> Iterator[Finding]:
 
 
 def _daemon(context: Context) -> Iterator[Finding]:
-    for source, trouble in (read_status(context.home.path) or {}).get("trouble", {}).items():
+    daemon = read_status(context.home.path) or {}
+    used = daemon.get("broker_bytes")
+    said = None if used is None else broker_disk.warning(used, context.home.broker)
+    if said is not None:
+        yield Finding("disk", "warn", said)
+    for source, trouble in daemon.get("trouble", {}).items():
         yield Finding("daemon", "warn", f"{source}: {trouble['error']}", "'flywheel logs daemon' says more")
 
 

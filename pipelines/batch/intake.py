@@ -14,7 +14,7 @@ from mlflow_flywheel.pipelines.errors import BadInput
 from mlflow_flywheel.pipelines.schema import FeatureSchema
 
 from .inputs import InputFile, find_inputs
-from .selection import may_hold, selection_of
+from .selection import Span, may_hold, selection_of
 from .sql_narrowing import Narrowing, RowsAbove, RowsWithin
 from .state import DoneFile, JobState, SeenInputs, locked
 from .watermark import Watermarks, from_json, largest, to_json
@@ -106,6 +106,5 @@ class Intake:
         config = self._config
         if self._marks is not None:
             return RowsAbove(str(config.watermark), from_json(self._marks.mark))
-        if config.timestamp_column is None or (config.start is None and config.end is None):
-            return None
-        return RowsWithin(config.timestamp_column, config.start, config.end)
+        span = selection_of(config, None)
+        return RowsWithin(span.column, span.start, span.end) if isinstance(span, Span) else None

@@ -7,7 +7,8 @@ in a transaction named by job and piece, so a piece that is written again is ski
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -110,32 +111,26 @@ class _ParquetSink:
         self._file: Any = None
 
     def write(self, answers: pa.Table) -> None:
-        try:
+        with self._writing():
             if self._writer is None:
                 self._file = self._partial.write()
                 self._writer = open_parquet(self._file, answers)
             self._writer.write_table(answers)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def flush(self) -> None:
         if self._writer is not None:
-            try:
+            with self._writing():
                 self._partial.flush()
-            except OSError as error:
-                raise self._unwritable(error) from error
 
     def end_piece(self) -> None:
         return None
 
     def finish(self) -> str:
         assert self._writer is not None, "every input has at least one chunk, if an empty one"
-        try:
+        with self._writing():
             self._writer.close()
             self._file.close()
             self._partial.become(self._target)
-        except OSError as error:
-            raise self._unwritable(error) from error
         return self._target.text
 
     def close(self) -> None:
@@ -144,8 +139,14 @@ class _ParquetSink:
             self._file.close()
             self._partial.remove()
 
-    def _unwritable(self, error: OSError) -> Unavailable:
-        return Unavailable(f"output file {self._target.text!r} cannot be written: {error.strerror or error}")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Unavailable(
+                f"output file {self._target.text!r} cannot be written: {error.strerror or error}"
+            ) from error
 
 
 def answers_of(chunk: pa.Table, kept: Sequence[str], ids: pa.Array, predictions: Predictions) -> pa.Table:
